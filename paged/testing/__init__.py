@@ -1,0 +1,1 @@
+"""Public helpers for testing kernels and policies, ours or a researcher's."""

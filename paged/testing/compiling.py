@@ -1,0 +1,74 @@
+"""Compile launched kernels for GPUs that are not there.
+
+The interpreter accepts code the compiler refuses. Here a launcher runs on CPU tensors with
+TRITON_INTERPRET=0, and each launch is compiled for the given targets instead of being executed.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+SM90 = GPUTarget("cuda", 90, 32)
+GFX942 = GPUTarget("hip", "gfx942", 64)
+NAMES = {
+    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
+    torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.int8: "i8",
+    torch.uint8: "u8", torch.bool: "i1",
+}  # fmt: skip
+
+
+def signature_of(value: object) -> object:
+    """Triton's signature of one launch argument."""
+    if isinstance(value, torch.Tensor):
+        return "*" + NAMES[value.dtype]
+    if isinstance(value, tuple):
+        parts = [signature_of(part) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if isinstance(value, bool):
+        return "i1"
+    if isinstance(value, int):
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+    if isinstance(value, float):
+        return "fp32"
+    return "constexpr"
+
+
+@contextmanager
+def compiled_launches(*targets: GPUTarget) -> Iterator[dict[str, set[str]]]:
+    """Inside, kernel launches compile for `targets` and do not run.
+
+    Yields {kernel name: {backend, ...}} of what was compiled.
+    """
+    compiled: dict[str, set[str]] = {}
+
+    def run(self, *args, grid, warmup, **kwargs):
+        options = {k: kwargs.pop(k) for k in list(kwargs) if k not in self.arg_names}
+        bound = dict(zip(self.arg_names, args)) | kwargs
+        for param in self.params:
+            if param.name not in bound and param.has_default:
+                bound[param.name] = param.default
+        signature, constexprs = {}, {}
+        for position, param in enumerate(self.params):
+            kind = "constexpr" if param.is_constexpr else signature_of(bound[param.name])
+            signature[param.name] = kind
+            if kind == "constexpr":
+                constexprs[(position,)] = bound[param.name]
+        for target in targets:
+            for_target = dict(options)
+            if target.backend == "hip":
+                for_target.pop("launch_pdl", None)
+            source = ASTSource(fn=self, signature=signature, constexprs=constexprs)
+            triton.compile(source, target=target, options=for_target)
+            compiled.setdefault(self.fn.__name__, set()).add(target.backend)
+
+    original = JITFunction.run
+    JITFunction.run = run
+    try:
+        yield compiled
+    finally:
+        JITFunction.run = original
