@@ -7,7 +7,11 @@ is decorated, so the choice has to be made before any module that holds kernels 
 import os
 import sys
 
-import torch
+# Interpreted kernels multiply small matrices: BLAS threads cost far more than they give there.
+# NumPy reads this when it is first imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import torch  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -18,3 +22,8 @@ if "TRITON_INTERPRET" not in os.environ and not torch.cuda.is_available():
             "bound to the compiler; import paged first or set TRITON_INTERPRET=1"
         )
     os.environ["TRITON_INTERPRET"] = "1"
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from paged.kernels.interpreter import speed_up
+
+    speed_up()

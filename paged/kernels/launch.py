@@ -3,6 +3,7 @@
 import os
 
 import torch
+from triton.runtime.jit import KernelInterface
 
 
 def interpreted() -> bool:
@@ -25,3 +26,8 @@ def check_tensor(
         raise ValueError(f"{name} must be {allowed}, got {str(tensor.dtype).removeprefix('torch.')}")
     if not tensor.is_contiguous():
         raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
+
+
+def is_kernel_function(function: object) -> bool:
+    """True for a `@triton.jit` function, compiled or interpreted: it can be inlined in a kernel."""
+    return isinstance(function, KernelInterface)

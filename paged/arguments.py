@@ -1,0 +1,105 @@
+"""Arguments against a signature: the keyword-only constructor is the schema of its YAML."""
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+SCALARS = (bool, int, float, str)
+
+
+def parameters_of(target: Callable) -> dict[str, inspect.Parameter]:
+    """Keyword parameters of a class or function; `**kwargs` stands for those of the base classes.
+
+    Annotations come resolved, so that `from __future__ import annotations` changes nothing.
+    """
+    owners = list(target.__mro__) if inspect.isclass(target) else [target]
+    found: dict[str, inspect.Parameter] = {}
+    for owner in owners:
+        call = vars(owner).get("__init__") if inspect.isclass(owner) else owner
+        if call is None or owner is object:
+            continue
+        own = inspect.signature(call, eval_str=True).parameters.values()
+        for parameter in own:
+            if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                found.setdefault(parameter.name, parameter)
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own):
+            break
+    found.pop("self", None)
+    return found
+
+
+def check_arguments(
+    path: str, given: Mapping[str, object], parameters: Mapping[str, inspect.Parameter]
+) -> dict[str, object]:
+    """`given` as keyword arguments. Raises ValueError naming every key that does not fit.
+
+    Lists become tuples where the annotation asks for one. `path` is where the keys stand in the
+    configuration, for messages such as `scheduler.max_num_seqs: expected int, got 'banana'`.
+    """
+    problems, accepted = [], {}
+    for key, value in given.items():
+        if key not in parameters:
+            problems.append(f"{path}.{key}: no such key{did_you_mean(key, parameters)}")
+            continue
+        annotation = parameters[key].annotation
+        if not fits(value, annotation):
+            problems.append(f"{path}.{key}: expected {describe(annotation)}, got {value!r}")
+        elif isinstance(value, list) and typing.get_origin(annotation) is not list:
+            value = tuple(value)
+        accepted[key] = value
+    for key, parameter in parameters.items():
+        if key not in given and parameter.default is parameter.empty:
+            problems.append(f"{path}.{key}: missing, and it has no default")
+    if problems:
+        raise ValueError("; ".join(problems))
+    return accepted
+
+
+def did_you_mean(key: str, valid: Iterable[str]) -> str:
+    """The end of a message about an unknown key: the nearest valid one, and all of them."""
+    choices = sorted(valid)
+    near = difflib.get_close_matches(key, choices, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return hint + (f" (one of {', '.join(choices)})" if choices else " (it takes none)")
+
+
+def fits(value: object, annotation: object) -> bool:
+    """Whether a plain YAML value suits an annotation; what YAML cannot express is let through."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, one) for one in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if annotation is None or annotation is type(None):
+        return value is None
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation in SCALARS:
+        return type(value) is annotation
+    container = origin or annotation
+    if container in (list, tuple, Sequence):
+        elements = [one for one in inner if one is not Ellipsis]
+        return isinstance(value, list | tuple) and (
+            len(elements) != 1 or all(fits(item, elements[0]) for item in value)
+        )
+    if container in (dict, Mapping):
+        return isinstance(value, dict)
+    return True
+
+
+def describe(annotation: object) -> str:
+    """An annotation in the words of its source: `int`, `int or null`, `'a' or 'b'`."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(one) for one in inner)
+    if origin is typing.Literal:
+        return " or ".join(repr(one) for one in inner)
+    if annotation is None or annotation is type(None):
+        return "null"
+    container = origin or annotation
+    if container in (list, tuple, Sequence):
+        elements = [describe(one) for one in inner if one is not Ellipsis]
+        return f"a list of {elements[0]}" if len(elements) == 1 else "a list"
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)

@@ -1,0 +1,1 @@
+"""Implementations of `paged.interfaces.Attention`, one a file."""

@@ -1,0 +1,134 @@
+"""From a composed configuration to objects. With the command line, the only importer of Hydra.
+
+A component's node names its `_target_`: a class, or a policy function that the group's ready class
+wraps (`scheduler._target_=paged.schedulers.fcfs.rank` builds `RankScheduler(rank, ...)`). The other
+keys are arguments. A policy function's parameters after the standard ones may be given by name.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from paged.arguments import check_arguments, parameters_of
+from paged.eviction.base import ScoreEviction
+from paged.kv.paged import PagedKV
+from paged.llm import LLM
+from paged.request import SamplingParams
+from paged.samplers.base import ScoreSampler
+from paged.schedulers.base import RankScheduler
+from paged.tasks.run_folder import RunFolder
+
+# group: (class that makes a component of a function, its parameter for it, what the engine passes)
+WRAPPERS: dict[str, tuple[type, str, int]] = {
+    "scheduler": (RankScheduler, "rank", 2),
+    "eviction": (ScoreEviction, "score", 2),
+    "kv": (PagedKV, "reserve_len", 3),
+    "sampler": (ScoreSampler, "score", 3),
+}
+
+
+def locate(path: str, target: object) -> Callable:
+    """The class or function that a dotted `_target_` names."""
+    if not isinstance(target, str) or "." not in target:
+        raise ValueError(f"{path}._target_: expected a dotted name like mylab.sjf.rank, got {target!r}")
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{path}._target_: cannot import {module_name!r} ({error}); is it on PYTHONPATH?"
+        ) from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise ValueError(f"{path}._target_: module {module_name!r} has no class or function {name!r}")
+    return found
+
+
+def component(group: str, node: DictConfig) -> Any:
+    """Build what `node` describes, after checking every key against the target's signature."""
+    given = _plain(group, node)
+    target = locate(group, given.pop("_target_", None))
+    if inspect.isclass(target) or group not in WRAPPERS:
+        return target(**check_arguments(group, given, parameters_of(target)))
+    wrapper, parameter, num_passed = WRAPPERS[group]
+    knobs = parameters_of(wrapper)
+    function = knobs.pop(parameter)
+    takes_args = knobs.pop("args", None) is not None
+    own = list(parameters_of(getattr(target, "fn", target)).items())[num_passed:]
+    accepted = check_arguments(group, given, knobs | dict(own))
+    if own and not takes_args:
+        raise ValueError(f"{group}._target_: {parameter} functions take no arguments of their own here")
+    values = tuple(accepted.pop(name, param.default) for name, param in own)
+    return wrapper(**{function.name: target}, **({"args": values} if own else {}), **accepted)
+
+
+def model_settings(
+    *, path: str, load: str = "auto", dtype: str = "auto", max_model_len: int | None = None
+) -> dict[str, Any]:
+    """The `model` group as arguments of `LLM`; this signature is its schema."""
+    return {"model": path, "load": load, "dtype": dtype, "max_model_len": max_model_len}
+
+
+def engine_settings(
+    *, seed: int = 0, device: str | None = None, num_slots: int | None = None
+) -> dict[str, Any]:
+    """The engine's top-level keys as arguments of `LLM`."""
+    return {"seed": seed, "device": device, "num_slots": num_slots}
+
+
+def llm(cfg: DictConfig) -> LLM:
+    """The engine over its model. Parts are checked before the model is loaded."""
+    groups = ("scheduler", "kv", "eviction", "attention", "sampler")
+    parts = {group: component(group, cfg[group]) for group in groups}
+    model = check_arguments("model", _plain("model", cfg.model), parameters_of(model_settings))
+    keys = parameters_of(engine_settings)
+    engine = check_arguments("config", {key: cfg[key] for key in keys}, keys)
+    return LLM(**model_settings(**model), **engine_settings(**engine), **parts)
+
+
+def sampling(cfg: DictConfig) -> SamplingParams:
+    given = _plain("sampling", cfg.sampling)
+    return SamplingParams(**check_arguments("sampling", given, parameters_of(SamplingParams)))
+
+
+def folder(cfg: DictConfig) -> RunFolder:
+    hydra = HydraConfig.get()
+    return RunFolder(
+        Path(hydra.runtime.output_dir),
+        config=OmegaConf.to_yaml(cfg, resolve=True),
+        overrides=list(hydra.overrides.task),
+        seed=cfg.seed,
+    )
+
+
+# What a task can ask for, by parameter name, in the order of building: the model comes last.
+PARTS: dict[str, Callable[[DictConfig], Any]] = {
+    "folder": folder,
+    "sampling": sampling,
+    "workload": lambda cfg: component("workload", cfg.workload),
+    "logger": lambda cfg: component("logger", cfg.logger),
+    "llm": llm,
+}
+
+
+def task(cfg: DictConfig) -> Callable[[], None]:
+    """The task with everything it asks for: its parameters name the parts it gets."""
+    given = _plain("task", cfg.task)
+    target = locate("task", given.pop("_target_", None))
+    parameters = parameters_of(target)
+    own = {name: param for name, param in parameters.items() if name not in PARTS}
+    arguments = check_arguments("task", given, own)
+    parts = {name: build(cfg) for name, build in PARTS.items() if name in parameters}
+    return lambda: target(**parts, **arguments)
+
+
+def _plain(path: str, node: Any) -> dict[str, Any]:
+    plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    if not isinstance(plain, dict):
+        raise ValueError(f"{path}: expected keys and values, got {plain!r}")
+    return {str(key): value for key, value in plain.items()}

@@ -1,0 +1,150 @@
+"""The command line: `python run.py ...`, and `paged <task> ...`, which is run.py task=<task>.
+
+Hydra composes the configuration; every error that the user can mend ends the run as one line on
+stderr and exit code 2. HYDRA_FULL_ERROR=1 shows where it came from.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from paged import build
+from paged.arguments import did_you_mean
+from paged.tasks.sweep import sweep_table
+
+USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException)
+USAGE = """paged: an LLM inference engine for researchers
+
+  paged generate                              a dozen prompts through the embedded model
+  paged generate prompt='Once upon a time'    your own prompt; workload.path=FILE for many
+  paged generate scheduler=sjf kv.page_size=32
+  paged generate -m scheduler=fcfs,sjf        a run for each
+  paged generate --help                       every group, choice and setting
+"""
+
+
+def main() -> None:
+    """The `paged` console command."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("help", "-h", "--help"):
+        print(USAGE)
+        return
+    if re.fullmatch(r"\w+", arguments[0]):
+        arguments[0] = f"task={arguments[0]}"
+    sys.exit(run(arguments))
+
+
+def config_dir() -> Path:
+    """The configuration: the checkout's, or the copy inside an installed package."""
+    package = Path(__file__).parent
+    packaged = package / "conf"
+    return packaged if packaged.is_dir() else package.parent / "conf"
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the job, or a sweep of jobs, that the arguments describe; returns the exit code."""
+    arguments = [quote_prompt(argument) for argument in arguments]
+    debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    folders: list[Path] = []
+
+    @hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="config")
+    def job(cfg: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            build.task(cfg)()
+            folders.append(folder)
+        except USER_ERRORS as error:
+            if debug:
+                raise
+            _report(_first_line(error))
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()  # the run did not get as far as writing into it
+            raise SystemExit(2) from None  # Hydra would print the overrides and a traceback
+
+    try:
+        with _hydra_raises(arguments):
+            job()
+    except USER_ERRORS as error:
+        if debug:
+            raise
+        _report(explain(error, arguments))
+        return 2
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    if len(folders) > 1:
+        Console(soft_wrap=True).print(sweep_table(folders))
+    return 0
+
+
+@contextmanager
+def _hydra_raises(arguments: Sequence[str]) -> Iterator[None]:
+    """Hydra reads sys.argv, and raises its errors instead of printing them."""
+    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [sys.argv[0], *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = before[0]
+        del os.environ["HYDRA_FULL_ERROR"]
+        if before[1] is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before[1]
+
+
+def quote_prompt(argument: str) -> str:
+    """`prompt=It's late, Tom` as Hydra's grammar takes it; an already quoted value is left alone."""
+    key, separator, text = argument.partition("=")
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if key != "prompt" or not separator or quoted or text == "null":
+        return argument
+    # Hydra reads \\ and \' only in front of a quote; OmegaConf would resolve ${...}.
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text.replace("${", "\\${"))
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"prompt='{escaped}{chr(92) * trailing}'"
+
+
+def explain(error: Exception, arguments: Sequence[str]) -> str:
+    """Hydra's complaint about a composition, as one line that names what would be right."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        options = [option for option in error.options if not option.startswith("_")]
+        return f"{group}: no choice {name!r}{did_you_mean(name, options)}"
+    unknown = re.match(r"Could not override '([^']+)'", str(error))
+    if unknown:
+        key = unknown[1]
+        parent, _, name = key.rpartition(".")
+        rest = [argument for argument in arguments if argument.partition("=")[0] != key]
+        return f"{key}: no such key{did_you_mean(name, _keys(parent, rest))}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} does not read as key=value: {_first_line(error)}"
+    return _first_line(error)
+
+
+def _keys(parent: str, arguments: Sequence[str]) -> list[str]:
+    """The keys under `parent` in the configuration that the arguments compose."""
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
+        try:
+            cfg = hydra.compose(config_name="config", overrides=overrides)
+        except (HydraException, OmegaConfBaseException):  # a second mistake: it comes next
+            return []
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    return [str(key) for key in node] if isinstance(node, DictConfig) else []
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _report(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)

@@ -1,0 +1,147 @@
+"""The contracts: what the engine asks of a scheduler, an eviction policy, an allocator, an
+attention implementation and a sampler.
+
+The common policy is one function, given to a ready class: `rank` for a scheduler, `score` for an
+eviction policy, `reserve_len` for an allocator, `score` for a sampler, a kernel for attention. The
+classes below are the full interfaces, for the rest. Every method runs once a step (attention's
+`forward` once a layer), must not synchronise with the device, and must not allocate device memory
+after its first call. Shapes use R slots, S sequences of a step, T tokens of a step, N pages, M
+pages of a sequence.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from paged.state import PagePool, RequestTable, StepPlan
+
+
+class Scheduler(ABC):
+    """Decides who runs in a step and with how many tokens."""
+
+    max_num_seqs: int  # sequences that run at once
+    max_num_batched_tokens: int  # tokens of one step
+
+    @abstractmethod
+    def schedule(
+        self, requests: RequestTable, pool: PagePool, plan: StepPlan, *, capacity: int, reserve
+    ) -> None:
+        """Fill `plan` from the table and book pages, with at most `capacity` tokens.
+
+        Reads `requests` and `pool`; changes row status, `num_pages`, `num_computed_tokens` and
+        `admitted` of the rows it admits or preempts, and the free ring's head. `reserve` is the
+        allocator's `reserve_len`. Most policies call `paged.kernels.control.schedule` after
+        writing `plan.order`.
+        """
+
+
+class Eviction(ABC):
+    """Decides which cached pages go when pages are wanted."""
+
+    @abstractmethod
+    def evict(self, pool: PagePool, low_water: int) -> None:
+        """Return cached pages to the free ring until `low_water` are free and the shortfall of
+        the last schedule is covered, or nothing cached is left. Never touches a held page."""
+
+
+class KVManager(ABC):
+    """Owns the page pool: what is found, reserved, published and given back."""
+
+    page_size: int
+    num_pages: int | None  # None: as many as memory allows
+    memory_fraction: float  # share of the free GPU memory for the pool, where num_pages is None
+    pool: PagePool
+    reserve_len: Callable | None  # tokens a row holds pages for; None: its computed tokens
+    low_water: float  # share of the pages to keep free by eviction
+
+    @abstractmethod
+    def allocate(self, requests: RequestTable, device: torch.device) -> PagePool:
+        """Create the pool; called once, when the engine's sizes are known."""
+
+    @abstractmethod
+    def lookup(self, requests: RequestTable) -> None:
+        """Write `cached_len`, `idle_hits` and the hit pages of every waiting row."""
+
+    @abstractmethod
+    def reserve(self, requests: RequestTable, plan: StepPlan) -> None:
+        """Carry out the bookings of `plan`; write block tables and the model's inputs."""
+
+    @abstractmethod
+    def commit(self, requests: RequestTable, plan: StepPlan) -> None:
+        """Make the full pages of rows that drew a token findable."""
+
+    @abstractmethod
+    def release(self, requests: RequestTable, plan: StepPlan, events) -> None:
+        """Take back the pages of finished and preempted rows, and close the step."""
+
+    @abstractmethod
+    def check(self, requests: RequestTable) -> None:
+        """Raise AssertionError unless every invariant holds (reads the device; for tests)."""
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """What one layer computes: shapes and variants, all known at compile time."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    softmax_scale: float
+    sliding_window: int | None = None  # a query sees keys less than this far behind it
+    logit_softcap: float | None = None  # scores become cap * tanh(score / cap)
+    alibi: bool = False  # linear biases by head (Press et al., 2022)
+
+
+@dataclass(frozen=True)
+class AttentionMeta:
+    """The batch of one step. Tensors are the plan's: their contents change, they do not."""
+
+    block_table: torch.Tensor  # [S, M] int32, a row a sequence
+    cu_seqlens_q: torch.Tensor  # [S + 1] int32
+    seq_lens: torch.Tensor  # [S] int32, keys including this step's
+    num_seqs: torch.Tensor  # [1] int32
+    num_tokens: torch.Tensor  # [1] int32
+    page_size: int
+    max_num_tokens: int  # capacity of this step's buffers, known on the host
+    max_seq_len: int  # bound of seq_lens, known on the host
+
+
+class Attention(ABC):
+    """Attention over paged keys and values."""
+
+    def plan(self, meta: AttentionMeta) -> None:  # noqa: B027 - most implementations need none
+        """Called once a step, before the first layer."""
+
+    @abstractmethod
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        kv_cache: tuple[torch.Tensor, torch.Tensor],
+        meta: AttentionMeta,
+        spec: AttentionSpec,
+        out: torch.Tensor,
+    ) -> torch.Tensor:
+        """Causal attention of this step's queries over all keys of their sequences.
+
+        Args:
+            q: [T, num_heads, head_dim]; tokens may be strided, the last dimension is contiguous.
+            k, v: [T, num_kv_heads, head_dim], this step's; they are in the cache already.
+            kv_cache: keys and values, each [N, num_kv_heads, page_size, head_dim].
+            out: [T, num_heads, head_dim], written for the live tokens; also returned.
+        """
+
+
+class Sampler(ABC):
+    """Draws a token for every sampled row."""
+
+    @abstractmethod
+    def sample(self, logits: torch.Tensor, requests: RequestTable, plan: StepPlan) -> None:
+        """Draw from `logits` [S, vocab] float32, row i for slot `plan.sample_slots[i]`.
+
+        Writes `plan.sampled_tokens` [S] int32 and `plan.sampled_logprobs` [S] float32 (of the raw
+        distribution) for the first `plan.num_samples` rows. A row whose logits hold NaN draws -1.
+        """

@@ -1,0 +1,127 @@
+"""prepare: give each scheduled sequence its pages, and lay out the model's inputs.
+
+    block_table[slot, held + i] = free_ring[ring_base + seq_ring + i]      for the booked pages
+    ref_count += 1                                                        for the prefix hits,
+    which are the leading pages that the row has published
+    input_ids, positions, slot_mapping                                    for the granted tokens
+
+Programs stride over the sequences of the batch. Reference counts of shared pages are the only
+memory two programs touch, by additions that commute, so the result does not depend on their order.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from paged.kernels.control.columns import NUM_CACHED, NUM_PUBLISHED, STEP
+from paged.kernels.launch import interpreted
+
+
+@triton.jit
+def _prepare_kernel(
+    columns, counters, token_ids, block_table, canonical, chain_serial, free_ring, ref_count,
+    last_used, hits, serial, counts, ring_base, seq_slots, seq_start, seq_held, seq_hits,
+    seq_pages, seq_ring, cu_seqlens_q, batch_table, input_ids, positions, slot_mapping,
+    R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, MAX_PAGES: tl.constexpr,
+    RING: tl.constexpr, PAGE_SIZE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    step = tl.load(counters + STEP).to(tl.int32)
+    lane = tl.arange(0, TILE)
+    for seq in range(tl.program_id(0), tl.load(counts + 1), tl.num_programs(0)):
+        slot = tl.load(seq_slots + seq)
+        held = tl.load(seq_held + seq)
+        pages = tl.load(seq_pages + seq)
+        num_hits = tl.load(seq_hits + seq)
+        table = block_table + slot.to(tl.int64) * MAX_PAGES
+        base = tl.load(ring_base) + tl.load(seq_ring + seq)
+        for first in range(0, pages, TILE):
+            index = first + lane
+            new = index < pages
+            page = tl.load(free_ring + (base + index) % RING, mask=new, other=0)
+            tl.store(table + held + index, page, mask=new)
+            tl.store(ref_count + page, 1, mask=new)
+        for first in range(0, num_hits, TILE):
+            index = first + lane
+            hit = index < num_hits
+            page = tl.load(table + index, mask=hit, other=0)
+            holders = tl.atomic_add(ref_count + page, 1, mask=hit)
+            idle = tl.sum((hit & (holders == 0)).to(tl.int64), axis=0)
+            tl.atomic_add(counters + NUM_CACHED, -idle)
+            tl.atomic_add(hits + page, 1, mask=hit)
+            tl.store(last_used + page, step, mask=hit)
+            tl.store(canonical + slot.to(tl.int64) * MAX_PAGES + index, page, mask=hit)
+        if num_hits > 0:
+            tl.store(columns + NUM_PUBLISHED * R + slot, num_hits)
+            last = tl.load(table + num_hits - 1)
+            tl.store(chain_serial + slot, tl.load(serial + last))
+        tl.debug_barrier()  # the new entries of the table are read by other threads below
+
+        for first in range(0, held + pages, TILE):
+            index = first + lane
+            live = index < held + pages
+            page = tl.load(table + index, mask=live, other=0)
+            tl.store(batch_table + tl.cast(seq, tl.int64) * MAX_PAGES + index, page, mask=live)
+        begin = tl.load(cu_seqlens_q + seq)
+        count = tl.load(cu_seqlens_q + seq + 1) - begin
+        start = tl.load(seq_start + seq)
+        for first in range(0, count, TILE):
+            offset = first + lane
+            live = offset < count
+            position = start + offset
+            token = tl.load(
+                token_ids + slot.to(tl.int64) * MAX_LEN_TOKENS + position, mask=live, other=0
+            )
+            page = tl.load(table + position // PAGE_SIZE, mask=live, other=0)
+            tl.store(input_ids + begin + offset, token, mask=live)
+            tl.store(positions + begin + offset, position, mask=live)
+            tl.store(
+                slot_mapping + begin + offset,
+                page.to(tl.int64) * PAGE_SIZE + position % PAGE_SIZE,
+                mask=live,
+            )
+
+
+def prepare(requests, pool, plan) -> None:
+    """Carry out the page bookings of `plan` and write the model's inputs."""
+    sizes = requests.sizes
+    _prepare_kernel[(1 if interpreted() else sizes.max_num_seqs,)](
+        requests.columns, pool.counters, requests.token_ids, requests.block_table,
+        requests.canonical, requests.chain_serial, pool.free_ring, pool.ref_count, pool.last_used,
+        pool.hits, pool.serial, plan.counts, plan.ring_base, plan.seq_slots, plan.seq_start,
+        plan.seq_held, plan.seq_hits, plan.seq_pages, plan.seq_ring, plan.cu_seqlens_q,
+        plan.block_table, plan.input_ids, plan.positions, plan.slot_mapping,
+        R=sizes.num_slots, MAX_LEN_TOKENS=sizes.max_model_len, MAX_PAGES=sizes.max_pages_per_seq,
+        RING=pool.free_ring.shape[0], PAGE_SIZE=sizes.page_size,
+        TILE=1024 if interpreted() else 256,
+    )  # fmt: skip
+
+
+def prepare_ref(requests, pool, plan) -> None:
+    """The same, sequence by sequence."""
+    sizes, ring = requests.sizes, pool.free_ring.shape[0]
+    step = int(pool.counters[STEP.value])
+    for seq in range(int(plan.num_seqs)):
+        slot, held, hits = (int(t[seq]) for t in (plan.seq_slots, plan.seq_held, plan.seq_hits))
+        base = int(plan.ring_base) + int(plan.seq_ring[seq])
+        for index in range(int(plan.seq_pages[seq])):
+            page = int(pool.free_ring[(base + index) % ring])
+            requests.block_table[slot, held + index] = page
+            pool.ref_count[page] = 1
+        for index in range(hits):
+            page = int(requests.block_table[slot, index])
+            pool.counters[NUM_CACHED.value] -= int(pool.ref_count[page] == 0)
+            pool.ref_count[page] += 1
+            pool.hits[page] += 1
+            pool.last_used[page] = step
+            requests.canonical[slot, index] = page
+        if hits:
+            requests.num_published[slot] = hits
+            requests.chain_serial[slot] = pool.serial[page]
+        total = held + int(plan.seq_pages[seq])
+        plan.block_table[seq, :total] = requests.block_table[slot, :total]
+        begin, end = plan.cu_seqlens_q[seq : seq + 2].tolist()
+        position = torch.arange(end - begin, device=plan.positions.device) + plan.seq_start[seq]
+        page = requests.block_table[slot, position // sizes.page_size].long()
+        plan.input_ids[begin:end] = requests.token_ids[slot, position]
+        plan.positions[begin:end] = position.to(torch.int32)
+        plan.slot_mapping[begin:end] = page * sizes.page_size + position % sizes.page_size

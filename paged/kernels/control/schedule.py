@@ -1,0 +1,196 @@
+"""schedule: grants, page booking, admission and preemption, in closed form.
+
+One program; lane i is the i-th row in service order (`order`). With exclusive and inclusive sums
+over lanes written E(.) and I(.):
+
+    start_i  = num_computed_i if running, cached_len_i if waiting
+    want_i   = min(total_i - start_i, chunk)
+    demand_i = pages the row needs beyond what it holds: for `want` if running, for its whole
+               length and the idle pages of its prefix if waiting
+    avail    = free + cached pages
+    keep_i   = all lanes up to i fit: I(demand) <= avail + pages held by running lanes behind i,
+               and i < max_num_seqs; a waiting lane also leaves `watermark` pages. Lane 0 always
+               fits, unless it waits while others run
+    victims  = the smallest suffix of running lanes, not kept, whose pages or seats the kept lanes
+               need; they are preempted
+    grant_i  = clamp(budget - E(want), 0, want_i) over kept and running lanes that are not victims
+    pages_i  = cdiv(max(start + grant, reserve), page_size) - held_i
+    run_i    = grant_i > 0 and (pages_i = 0 or I(pages) <= free), waiting lanes head of line
+
+A running lane that does not fit the free pages stalls; nothing is taken from it. Pages are booked
+here, before the forward, so a step cannot run out of pages. What is wanted beyond the free pages
+goes to the counter SHORTFALL, which the host answers with maintenance (evict.py).
+
+`RESERVE(prompt_len, total_len, max_len) -> tokens to hold pages for` is the allocator's policy.
+"""
+
+import triton
+import triton.language as tl
+
+from paged.kernels.control.columns import (
+    ADMITTED,
+    CACHED_LEN,
+    HEAD,
+    IDLE_HITS,
+    MAX_LEN,
+    NUM_CACHED,
+    NUM_COMPUTED,
+    NUM_PAGES,
+    PREEMPTED,
+    PROMPT_LEN,
+    RUNNING,
+    SHORTFALL,
+    STATUS,
+    TAIL,
+    TICKET,
+    TOTAL_LEN,
+    WAITING,
+)  # fmt: skip
+
+
+@triton.jit
+def _reserve_needed(prompt_len, total_len, max_len):
+    return total_len * 0
+
+
+@triton.jit(do_not_specialize=["budget", "chunk", "watermark"])
+def _schedule_kernel(
+    columns, counters, order, counts, ring_base, grant_out, slot_sample, admitted_out,
+    seq_slots, seq_start, seq_held, seq_hits, seq_pages, seq_ring, cu_seqlens_q, seq_lens,
+    sample_slots, logits_indices,
+    budget, chunk, watermark,
+    RESERVE: tl.constexpr, R: tl.constexpr, S: tl.constexpr, MAX_NUM_SEQS: tl.constexpr,
+    MAX_MODEL_LEN: tl.constexpr, PAGE_SIZE: tl.constexpr, STATIC_BATCH: tl.constexpr,
+    LANES: tl.constexpr,
+):  # fmt: skip
+    lane = tl.arange(0, LANES)
+    live = lane < R
+    slot = tl.load(order + lane, mask=live, other=0)
+    status = tl.load(columns + STATUS * R + slot, mask=live, other=0)
+    running = live & (status == RUNNING)
+    waiting = live & (status == WAITING)
+    active = running | waiting
+    total = tl.load(columns + TOTAL_LEN * R + slot, mask=active, other=0)
+    held = tl.load(columns + NUM_PAGES * R + slot, mask=running, other=0)
+    cached = tl.load(columns + CACHED_LEN * R + slot, mask=waiting, other=0)
+    idle_hits = tl.load(columns + IDLE_HITS * R + slot, mask=waiting, other=0)
+    prompt_len = tl.load(columns + PROMPT_LEN * R + slot, mask=active, other=0)
+    max_len = tl.load(columns + MAX_LEN * R + slot, mask=active, other=0)
+    head = tl.load(counters + HEAD)
+    free = (tl.load(counters + TAIL) - head).to(tl.int32)
+    avail = free + tl.load(counters + NUM_CACHED).to(tl.int32)
+
+    computed = tl.load(columns + NUM_COMPUTED * R + slot, mask=running, other=0)
+    start = tl.where(running, computed, cached)
+    want = tl.where(active, tl.minimum(total - start, chunk), 0)
+    reserve = tl.minimum(RESERVE(prompt_len, total, max_len), MAX_MODEL_LEN)
+    hits = cached // PAGE_SIZE
+    held_or_hit = tl.where(running, held, hits)
+    length = tl.maximum(tl.where(running, start + want, total), reserve)
+    demand = tl.maximum((length + PAGE_SIZE - 1) // PAGE_SIZE - held_or_hit, 0) + idle_hits
+    demand = tl.where(active, demand, 0)
+
+    demand_incl = tl.cumsum(demand, axis=0)
+    num_running = tl.sum(running.to(tl.int32), axis=0)
+    held_behind = tl.sum(held, axis=0) - tl.cumsum(held, axis=0)
+    running_behind = num_running - tl.cumsum(running.to(tl.int32), axis=0)
+    spare = tl.where(waiting, watermark, 0)
+    fits = (demand_incl + spare <= avail + held_behind) & (lane < MAX_NUM_SEQS)
+    if STATIC_BATCH:
+        fits = fits & (running | (num_running == 0))
+    fits = fits | ((lane == 0) & (running | (num_running == 0)))
+    keep = active & (tl.cumsum((active & ~fits).to(tl.int32), axis=0) == 0)
+
+    kept_demand = tl.sum(tl.where(keep, demand, 0), axis=0)
+    seats_needed = num_running + tl.sum((keep & waiting).to(tl.int32), axis=0) - MAX_NUM_SEQS
+    victim = running & ~keep & (
+        (avail + held_behind < kept_demand) | (running_behind < seats_needed)
+    )  # fmt: skip
+    eligible = (keep | running) & ~victim
+    want = tl.where(eligible, want, 0)
+    grant = tl.minimum(tl.maximum(budget - (tl.cumsum(want, axis=0) - want), 0), want)
+    booked_len = tl.maximum(start + grant, reserve)
+    pages = tl.maximum((booked_len + PAGE_SIZE - 1) // PAGE_SIZE - held_or_hit, 0)
+    pages = tl.where(grant > 0, pages, 0)
+    pages_incl = tl.cumsum(pages, axis=0)
+    booked = (grant > 0) & ((pages == 0) | (pages_incl <= free))
+    # Head of line: a waiting row runs only if every eligible waiting row before it does.
+    held_up = tl.cumsum((eligible & waiting & ~booked).to(tl.int32), axis=0)
+    run = booked & (running | (held_up == 0))
+    wanted = tl.sum(pages, axis=0)
+    tl.store(counters + SHORTFALL, tl.maximum(wanted - free, 0).to(tl.int64))
+
+    grant = tl.where(run, grant, 0)
+    pages = tl.where(run, pages, 0)
+    run_int = run.to(tl.int32)
+    seq = tl.cumsum(run_int, axis=0) - run_int
+    num_seqs = tl.sum(run_int, axis=0)
+    tokens_incl = tl.cumsum(grant, axis=0)
+    num_tokens = tl.sum(grant, axis=0)
+    samples = run & (start + grant == total)
+    sample_int = samples.to(tl.int32)
+    sample = tl.cumsum(sample_int, axis=0) - sample_int
+
+    tl.store(grant_out + slot, grant, mask=live)
+    tl.store(slot_sample + slot, tl.where(samples, sample, -1), mask=live)
+    tl.store(admitted_out + slot, (run & waiting).to(tl.int32), mask=live)
+    tl.store(seq_slots + seq, slot, mask=run)
+    tl.store(seq_start + seq, start, mask=run)
+    tl.store(seq_held + seq, held_or_hit, mask=run)
+    tl.store(seq_hits + seq, tl.where(waiting, hits, 0), mask=run)
+    tl.store(seq_pages + seq, pages, mask=run)
+    tl.store(seq_ring + seq, tl.cumsum(pages, axis=0) - pages, mask=run)
+    tl.store(cu_seqlens_q + seq, tokens_incl - grant, mask=run)
+    tl.store(seq_lens + seq, start + grant, mask=run)
+    # Entries past the batch describe empty sequences, for kernels that read every row.
+    tl.store(cu_seqlens_q + lane, num_tokens, mask=(lane >= num_seqs) & (lane <= S))
+    tl.store(seq_lens + lane, 0, mask=(lane >= num_seqs) & (lane < S))
+    tl.store(sample_slots + sample, slot, mask=samples)
+    tl.store(logits_indices + sample, tokens_incl - 1, mask=samples)
+
+    admitted = run & waiting
+    admitted_int = admitted.to(tl.int32)
+    ticket = tl.load(counters + TICKET)
+    turn = ticket.to(tl.int32) + tl.cumsum(admitted_int, axis=0)
+    tl.store(columns + STATUS * R + slot, RUNNING, mask=admitted)
+    tl.store(columns + ADMITTED * R + slot, turn, mask=admitted)
+    tl.store(columns + NUM_COMPUTED * R + slot, cached, mask=admitted)
+    tl.store(columns + NUM_PAGES * R + slot, held_or_hit + pages, mask=run)
+    tl.store(columns + STATUS * R + slot, PREEMPTED, mask=victim)
+    num_admitted = tl.sum(admitted_int, axis=0)
+    tl.store(counters + TICKET, ticket + num_admitted)
+    tl.store(ring_base, head)
+    tl.store(counters + HEAD, head + tl.sum(pages, axis=0))
+    tl.store(counts + 0, num_tokens)
+    tl.store(counts + 1, num_seqs)
+    tl.store(counts + 2, tl.sum(sample_int, axis=0))
+    tl.store(counts + 4, tl.sum(victim.to(tl.int32), axis=0))
+    tl.store(counts + 5, num_admitted)
+
+
+def schedule(
+    requests, pool, plan, *, budget: int, chunk: int, watermark: int = 0, reserve=None,
+    static_batch: bool = False,
+) -> None:  # fmt: skip
+    """Fill `plan` from `plan.order` and book the pages.
+
+    Args:
+        budget: tokens of this step at most (the scheduler's and the capacity of the buffers used).
+        chunk: tokens of one request at most.
+        watermark: pages an admission must leave available, unless nothing else runs.
+        reserve: Triton function `(prompt_len, total_len, max_len) -> tokens`; None holds pages
+            for computed tokens only.
+        static_batch: admit only when no request runs.
+    """
+    sizes = requests.sizes
+    lanes = triton.next_power_of_2(max(sizes.num_slots, sizes.max_num_seqs + 1))
+    _schedule_kernel[(1,)](
+        requests.columns, pool.counters, plan.order, plan.counts, plan.ring_base, plan.grant,
+        plan.slot_sample, plan.admitted, plan.seq_slots, plan.seq_start, plan.seq_held,
+        plan.seq_hits, plan.seq_pages, plan.seq_ring, plan.cu_seqlens_q, plan.seq_lens,
+        plan.sample_slots, plan.logits_indices, budget, chunk, watermark,
+        RESERVE=reserve or _reserve_needed, R=sizes.num_slots, S=sizes.max_num_seqs,
+        MAX_NUM_SEQS=sizes.max_num_seqs, MAX_MODEL_LEN=sizes.max_model_len,
+        PAGE_SIZE=sizes.page_size, STATIC_BATCH=static_batch, LANES=lanes,
+        num_warps=8 if lanes > 256 else 4,
+    )  # fmt: skip

@@ -1,0 +1,273 @@
+"""Linear layer with its epilogue: out = act(softcap(x[rows] @ weight.T + bias)).
+
+    softcap(y) = cap * tanh(y / cap)        (Gemma 2; only with logit_softcap)
+
+Grid: one program an output tile, sized by the capacity of `out`; the live row count is read on the
+device, so the live tiles come first in the grid, in groups of GROUP_M row tiles that share weight
+tiles in L2. All tensors contiguous. Accumulation is fp32, fp32 operands are multiplied in fp32.
+
+Batch invariance: every output is one sequential chain over K in steps of BLOCK_K, and BLOCK_K
+depends on the weight only. The number of rows moves BLOCK_M, BLOCK_N, warps and stages, so the
+bits of a row do not depend on the batch it came in. (Not so in the interpreter, whose BLAS
+sums a row differently at the edge of a tile: see `paged.testing.interpreting.rowwise_dots`.)
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from paged.kernels.activation import activate, activate_ref, check_activation
+from paged.kernels.launch import check_tensor, interpreted
+
+LINEAR_VARIANTS = (
+    {"in_features": 256},
+    {"with_bias": True, "activation": "relu"},
+    {"with_rows": True, "logit_softcap": 30.0},
+    {"activation": "gelu"},
+    {"activation": "gelu_tanh"},
+    {"activation": "silu"},
+    {"capacity": 64, "in_features": 256},
+    {"capacity": 128, "in_features": 256},
+    {"capacity": 512, "in_features": 256},
+)
+
+
+class Tiles(NamedTuple):
+    """Tile sizes of one launch: x [block_m, block_k] @ weight [block_n, block_k].T."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+# (largest capacity, block_m, block_n, num_warps, num_stages); 16-bit, then fp32
+HALF_TILES = ((16, 16, 32, 4, 5), (32, 32, 32, 4, 5), (64, 64, 32, 4, 4), (128, 64, 64, 4, 4))
+HALF_LARGE = (128, 128, 8, 3)
+FULL_TILES = ((16, 16, 32, 4, 4), (64, 32, 32, 4, 4))
+FULL_LARGE = (64, 64, 8, 3)
+# below this many programs of 32 columns an H200 (132 SMs) is not full: halve the columns
+FULL_WAVE = 132
+INTERPRETER_N = (16, 64, 128, 256, 512, 1024)
+INTERPRETER_K = (16, 64, 128, 256, 512)
+
+
+def linear_tiles(
+    capacity: int, out_features: int, in_features: int, dtype: torch.dtype, interpreted: bool
+) -> Tiles:
+    """The tile of a launch; `block_k` depends on the weight's shape and dtype alone."""
+    if interpreted:
+        block_m = min(max(16, triton.next_power_of_2(capacity)), 64)
+        block_n, block_k = _interpreter_tile(out_features, in_features)
+        return Tiles(block_m, block_n, block_k, 4, 1)
+    half = dtype != torch.float32
+    block_k = min(128 if half else 32, max(16, triton.next_power_of_2(in_features)))
+    table, large = (HALF_TILES, HALF_LARGE) if half else (FULL_TILES, FULL_LARGE)
+    for largest, block_m, block_n, num_warps, num_stages in table:
+        if capacity <= largest:
+            if block_n == 32 and triton.cdiv(out_features, 32) < FULL_WAVE:
+                block_n = 16
+            return Tiles(block_m, block_n, block_k, num_warps, num_stages)
+    block_m, block_n, num_warps, num_stages = large
+    return Tiles(block_m, block_n, block_k, num_warps, num_stages)
+
+
+def _interpreter_tile(out_features: int, in_features: int) -> tuple[int, int]:
+    """(block_n, block_k) of least time: loading an element costs 40 ns, padding included."""
+
+    def milliseconds(tile: tuple[int, int]) -> float:
+        block_n, block_k = tile
+        steps = triton.cdiv(in_features, block_k)
+        return triton.cdiv(out_features, block_n) * (2 + steps * (0.5 + 4e-5 * block_n * block_k))
+
+    return min(((n, k) for n in INTERPRETER_N for k in INTERPRETER_K), key=milliseconds)
+
+
+@triton.jit
+def _linear_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    rows_ptr,
+    out_ptr,
+    num_tokens_ptr,
+    out_features,
+    in_features,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    HAS_ROWS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    num_tokens = tl.load(num_tokens_ptr)
+    # plain arithmetic, not tl.cdiv: a nested call costs the interpreter a millisecond
+    tiles_m = (num_tokens + BLOCK_M - 1) // BLOCK_M
+    tiles_n = (out_features + BLOCK_N - 1) // BLOCK_N
+    program = tl.program_id(0)
+    if program >= tiles_m * tiles_n:
+        return
+    group = program // (GROUP_M * tiles_n)
+    group_rows = min(tiles_m - group * GROUP_M, GROUP_M)
+    in_group = program - group * (GROUP_M * tiles_n)
+    tile_m = group * GROUP_M + in_group % group_rows
+    tile_n = in_group // group_rows
+
+    token = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    # rows and columns past the end repeat the last one: no mask in the loop, nothing stored
+    row = tl.minimum(token, num_tokens - 1)
+    if HAS_ROWS:
+        row = tl.load(rows_ptr + row)
+    k = tl.arange(0, BLOCK_K)
+    x_ptrs = x_ptr + row.to(tl.int64)[:, None] * in_features + k[None, :]
+    weight_row = tl.minimum(column, out_features - 1).to(tl.int64)
+    weight_ptrs = weight_ptr + weight_row[:, None] * in_features + k[None, :]
+
+    acc = tl.full([BLOCK_M, BLOCK_N], 0.0, dtype=tl.float32)
+    for start in range(0, in_features, BLOCK_K):
+        if EVEN_K:
+            x = tl.load(x_ptrs)  # [BLOCK_M, BLOCK_K]
+            weight = tl.load(weight_ptrs)  # [BLOCK_N, BLOCK_K]
+        else:
+            in_row = (k < in_features - start)[None, :]
+            x = tl.load(x_ptrs, mask=in_row, other=0.0)
+            weight = tl.load(weight_ptrs, mask=in_row, other=0.0)
+        acc = tl.dot(x, weight.T, acc, input_precision="ieee")
+        x_ptrs += BLOCK_K
+        weight_ptrs += BLOCK_K
+
+    in_columns = column < out_features
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + column, mask=in_columns, other=0.0).to(tl.float32)[None, :]
+    if HAS_SOFTCAP:
+        acc = softcap * (2.0 / (1.0 + tl.exp(-2.0 / softcap * acc)) - 1.0)
+    if ACTIVATION is not None:
+        acc = activate(acc, ACTIVATION)
+    out_ptrs = out_ptr + token.to(tl.int64)[:, None] * out_features + column[None, :]
+    mask = (token < num_tokens)[:, None] & in_columns[None, :]
+    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    num_tokens: torch.Tensor,
+    out: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    rows: torch.Tensor | None = None,
+    activation: str | None = None,
+    logit_softcap: float | None = None,
+) -> None:
+    """Write the first `num_tokens` rows of `out`.
+
+    x [S, K] with S >= T, or any S with rows [T] int32, when row i of `out` is made of x[rows[i]];
+    weight [N, K] in the dtype of x; bias [N]; num_tokens [1] int32; out [T, N] in any float dtype.
+    Raises ValueError on a wrong shape, dtype or activation.
+    """
+    if activation is not None:
+        check_activation(activation)
+    check_tensor("weight", weight, (None, None))
+    out_features, in_features = weight.shape
+    check_tensor("x", x, (None, in_features), weight.dtype)
+    check_tensor("out", out, (None, out_features))
+    capacity = out.shape[0]
+    check_tensor("num_tokens", num_tokens, (1,), torch.int32)
+    if bias is not None:
+        check_tensor("bias", bias, (out_features,))
+    if rows is not None:
+        check_tensor("rows", rows, (capacity,), torch.int32)
+    elif x.shape[0] < capacity:
+        raise ValueError(f"x must have the {capacity} rows of out or come with rows, got {x.shape}")
+    tiles = linear_tiles(capacity, out_features, in_features, weight.dtype, interpreted())
+    programs = triton.cdiv(capacity, tiles.block_m) * triton.cdiv(out_features, tiles.block_n)
+    if programs == 0:
+        return
+    _linear_kernel[(programs,)](
+        x,
+        weight,
+        bias,
+        rows,
+        out,
+        num_tokens,
+        out_features,
+        in_features,
+        logit_softcap,
+        HAS_BIAS=bias is not None,
+        HAS_ROWS=rows is not None,
+        HAS_SOFTCAP=logit_softcap is not None,
+        ACTIVATION=activation,
+        EVEN_K=in_features % tiles.block_k == 0,
+        BLOCK_M=tiles.block_m,
+        BLOCK_N=tiles.block_n,
+        BLOCK_K=tiles.block_k,
+        GROUP_M=8,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+    )
+
+
+def linear_ref(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    num_tokens: torch.Tensor,
+    out: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    rows: torch.Tensor | None = None,
+    activation: str | None = None,
+    logit_softcap: float | None = None,
+) -> torch.Tensor:
+    """The live rows of the result, [num_tokens, N] in the dtype of `out`."""
+    live = slice(0, int(num_tokens))
+    x = x[live] if rows is None else x[rows[live].long()]
+    y = x.float() @ weight.float().T
+    if bias is not None:
+        y += bias.float()
+    if logit_softcap is not None:
+        y = logit_softcap * torch.tanh(y / logit_softcap)
+    return activate_ref(y, activation).to(out.dtype)
+
+
+def linear_inputs(
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    capacity: int = 15,
+    num_tokens: int | None = None,
+    in_features: int = 129,
+    out_features: int = 200,
+    with_bias: bool = False,
+    with_rows: bool = False,
+    activation: str | None = None,
+    logit_softcap: float | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> dict:
+    """Arguments of `linear`, outputs of unit size; NaN in `out` and in the rows not to be read."""
+    num_tokens = capacity if num_tokens is None else num_tokens
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2 * capacity, in_features, generator=generator)
+    rows = torch.randperm(2 * capacity, generator=generator)[:capacity].int()
+    unread = torch.ones(2 * capacity, dtype=torch.bool)
+    unread[rows[:num_tokens].long() if with_rows else slice(0, num_tokens)] = False
+    x[unread] = float("nan")
+    rows[num_tokens:] = torch.iinfo(torch.int32).min
+    weight = torch.randn(out_features, in_features, generator=generator) / in_features**0.5
+    bias = torch.randn(out_features, generator=generator)
+    shape, out_dtype = (capacity, out_features), out_dtype or dtype
+    return {
+        "x": x.to(device, dtype),
+        "weight": weight.to(device, dtype),
+        "num_tokens": torch.tensor([num_tokens], dtype=torch.int32, device=device),
+        "out": torch.full(shape, float("nan"), dtype=out_dtype, device=device),
+        "bias": bias.to(device, dtype) if with_bias else None,
+        "rows": rows.to(device) if with_rows else None,
+        "activation": activation,
+        "logit_softcap": logit_softcap,
+    }

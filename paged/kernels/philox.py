@@ -1,0 +1,70 @@
+"""Gumbel noise a draw can be repeated from: counter-based, so it depends on nothing but its key.
+
+The noise of token `id` in the draw at `position` of a request with `seed` is
+
+    bits = Philox4x32-10(key=seed, counter=(id // 4, position, 0, 0))[id % 4]
+    u    = min((bits + 1/2) / 2^32, 1 - 2^-24)
+    g    = -log(-log(1 - u))                            standard Gumbel, between -2.8 and 22.9
+
+One Philox call serves four neighbouring tokens. u is the small side of the uniform, because the
+draw is decided by large g, that is by u near 0, where fp32 is finest.
+
+Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+Maddison, Tarlow, Minka: "A* sampling" (2014) for the Gumbel-max trick.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+ROUNDS = 10
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+LARGEST_U = tl.constexpr(1 - 2**-24)
+SMALL_U = tl.constexpr(2**-7)
+
+
+@triton.jit
+def gumbel_noise(seeds, positions, start, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Noise of tokens start to start + BLOCK for draws of seeds and positions [ROWS, 1]: fp32
+    [ROWS, BLOCK]; start and BLOCK are multiples of 4."""
+    zero = tl.full([ROWS, BLOCK // 4], 0, tl.int32)
+    groups = zero + (start // 4 + tl.arange(0, BLOCK // 4))[None, :]
+    first, second, third, fourth = tl.philox(seeds, groups, zero + positions, zero, zero)
+    bits = tl.reshape(tl.join(tl.join(first, third), tl.join(second, fourth)), [ROWS, BLOCK])
+    u = tl.minimum((bits.to(tl.float32) + 0.5) * 2.0**-32, LARGEST_U)
+    # 1 - u loses the low bits of a small u, so there the series of -log(1 - u) takes over.
+    exponential = tl.where(u < SMALL_U, u * (1 + u * (0.5 + u / 3)), -tl.log(1 - u))
+    return -tl.log(exponential)
+
+
+def philox_ref(
+    seed: int, position: int, num_groups: int, device: str | torch.device = "cpu"
+) -> torch.Tensor:
+    """Philox4x32-10 by the book, in int64: words of counters (0.., position, 0, 0), flattened."""
+    mask = 0xFFFFFFFF
+    words = [torch.arange(num_groups, dtype=torch.int64, device=device)]
+    words += [torch.full_like(words[0], word) for word in (position, 0, 0)]
+    low, high = seed & mask, (seed >> 32) & mask
+    for _ in range(ROUNDS):
+        first = _wide_product(words[0], MULTIPLIERS[0])
+        second = _wide_product(words[2], MULTIPLIERS[1])
+        words = [second[0] ^ words[1] ^ low, second[1], first[0] ^ words[3] ^ high, first[1]]
+        low, high = (low + KEY_STEPS[0]) & mask, (high + KEY_STEPS[1]) & mask
+    return torch.stack(words, dim=1).flatten()
+
+
+def _wide_product(words: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """High and low 32 bits of words * factor, without overflowing int64."""
+    low = words * (factor & 0xFFFF)
+    high = words * (factor >> 16) + (low >> 16)
+    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def gumbel_noise_ref(
+    seed: int, position: int, vocab_size: int, device: str | torch.device = "cpu"
+) -> torch.Tensor:
+    """Noise of every token of one draw, fp32 [vocab_size]."""
+    bits = philox_ref(seed, position, triton.cdiv(vocab_size, 4), device)[:vocab_size]
+    u = ((bits.float() + 0.5) * 2.0**-32).clamp_max(LARGEST_U.value)
+    return -torch.log(-torch.log1p(-u.double())).float()

@@ -1,0 +1,73 @@
+"""Paged KV memory (Kwon et al., SOSP 2023) with a prefix cache of full pages."""
+
+from collections.abc import Callable
+
+import torch
+
+from paged.interfaces import KVManager
+from paged.kernels.control.lookup import lookup
+from paged.kernels.control.prepare import prepare
+from paged.kernels.control.publish import publish
+from paged.kernels.control.release import release
+from paged.kernels.control.update import Events
+from paged.state import PagePool, RequestTable, StepPlan
+from paged.testing.invariants import check_state
+
+
+
+class PagedKV(KVManager):
+    """Pages taken as tokens need them, shared by equal prefixes.
+
+    Args:
+        page_size: tokens of a page, a power of two from 16 up.
+        num_pages: pages of the pool; None takes `memory_fraction` of the GPU's free memory, or
+            enough for a few full-length sequences on a CPU.
+        memory_fraction: share of the free GPU memory given to the pool.
+        prefix_caching: publish full pages and reuse them.
+        reserve_len: Triton function `(prompt_len, total_len, max_len) -> tokens` that a row holds
+            pages for; None holds them for computed tokens only.
+        low_water: share of the pages kept free by evicting cached ones ahead of need.
+    """
+
+    pool: PagePool
+
+    def __init__(
+        self,
+        *,
+        page_size: int = 16,
+        num_pages: int | None = None,
+        memory_fraction: float = 0.9,
+        prefix_caching: bool = True,
+        reserve_len: Callable | None = None,
+        low_water: float = 0.05,
+    ) -> None:
+        for name, value in (("memory_fraction", memory_fraction), ("low_water", low_water)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"kv.{name} must be in [0, 1], got {value}")
+        self.page_size = page_size
+        self.num_pages = num_pages
+        self.memory_fraction = memory_fraction
+        self.prefix_caching = prefix_caching
+        self.reserve_len = reserve_len
+        self.low_water = low_water
+
+    def allocate(self, requests: RequestTable, device: torch.device) -> PagePool:
+        self.pool = PagePool(requests.sizes, device)
+        return self.pool
+
+    def lookup(self, requests: RequestTable) -> None:
+        if self.prefix_caching:
+            lookup(requests, self.pool)
+
+    def reserve(self, requests: RequestTable, plan: StepPlan) -> None:
+        prepare(requests, self.pool, plan)
+
+    def commit(self, requests: RequestTable, plan: StepPlan) -> None:
+        if self.prefix_caching:
+            publish(requests, self.pool, plan)
+
+    def release(self, requests: RequestTable, plan: StepPlan, events: Events) -> None:
+        release(requests, self.pool, plan, events)
+
+    def check(self, requests: RequestTable) -> None:
+        check_state(requests, self.pool)

@@ -1,0 +1,1 @@
+"""Loggers: where a run is reported beside its folder."""

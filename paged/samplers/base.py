@@ -1,0 +1,31 @@
+"""The sampler most ideas need: a score whose largest value over the kept tokens is the draw."""
+
+from collections.abc import Callable
+
+import torch
+
+from paged.interfaces import Sampler
+from paged.kernels.launch import is_kernel_function
+from paged.kernels.sampling import sample
+from paged.state import RequestTable, StepPlan
+
+
+class ScoreSampler(Sampler):
+    """Draws argmax of `score` over the tokens that min_tokens, min-p, top-k and top-p keep.
+
+    Args:
+        score: `@triton.jit` function `(logit, gumbel, temperature) -> float32`, elementwise over
+            tokens. Greedy rows (temperature 0) get gumbel 0 and temperature 1.
+    """
+
+    def __init__(self, score: Callable) -> None:
+        if not is_kernel_function(score):
+            raise ValueError(f"sampler.score must be a @triton.jit function, got {score!r}")
+        self.score = score
+
+    def sample(self, logits: torch.Tensor, requests: RequestTable, plan: StepPlan) -> None:
+        sample(
+            logits, plan.sample_slots, plan.num_samples, requests.temperature, requests.top_k,
+            requests.top_p, requests.min_p, requests.seed, requests.total_len, requests.stop_ids,
+            requests.min_len, plan.sampled_tokens, plan.sampled_logprobs, score=self.score,
+        )  # fmt: skip

@@ -1,0 +1,78 @@
+"""Where to run, in which precision, and how many pages fit."""
+
+import sys
+
+import torch
+
+from paged.interfaces import KVManager
+from paged.kernels.launch import interpreted
+from paged.models.spec import DecoderSpec, kv_bytes_per_page
+
+CPU_SEQUENCES = 16  # full-length sequences the default pool holds without a GPU
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def resolve_device(device: str | None) -> torch.device:
+    """The device kernels run on. Says so, in one line, when it is the interpreter."""
+    if interpreted():
+        if device not in (None, "cpu"):
+            raise ValueError(
+                f"device must be cpu where Triton's interpreter runs (no GPU was found, or "
+                f"TRITON_INTERPRET=1 is set), got {device!r}"
+            )
+        print(
+            "paged: no GPU in use; kernels run in Triton's CPU interpreter, in float32",
+            file=sys.stderr,
+        )
+        return torch.device("cpu")
+    chosen = torch.device(device or "cuda")
+    if chosen.type != "cuda":
+        raise ValueError(
+            f"device must be a CUDA device, got {device!r}; to run on the CPU through Triton's "
+            "interpreter set TRITON_INTERPRET=1"
+        )
+    return torch.device("cuda", chosen.index or 0)
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Precision of weights, activations and KV."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
+        raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}, got {dtype!r}")
+    if chosen is torch.bfloat16 and device.type == "cpu":
+        raise ValueError(
+            "dtype bfloat16 needs a GPU: Triton's interpreter computes it wrongly; "
+            "use float32 or float16"
+        )
+    return chosen
+
+
+def choose_num_pages(
+    kv: KVManager,
+    spec: DecoderSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+    max_num_seqs: int,
+) -> int:
+    """Pages of the pool: as configured, or what memory allows (see `PagedKV`).
+
+    Never more than all sequences at full length could hold.
+    """
+    if kv.num_pages is not None:
+        return kv.num_pages
+    pages_per_seq = -(-max_model_len // kv.page_size)
+    if device.type == "cpu":
+        return pages_per_seq * min(max_num_seqs, CPU_SEQUENCES)
+    page_bytes = kv_bytes_per_page(spec, kv.page_size, dtype)
+    free, _ = torch.cuda.mem_get_info(device)
+    pages = int(free * kv.memory_fraction) // page_bytes
+    if pages < pages_per_seq:
+        raise ValueError(
+            f"kv.memory_fraction={kv.memory_fraction} of the {free / 2**30:.1f} GiB free leaves "
+            f"{max(pages, 0)} pages, but one sequence of max_model_len={max_model_len} needs "
+            f"{pages_per_seq}; lower max_model_len or raise the fraction"
+        )
+    return pages

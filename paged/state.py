@@ -1,0 +1,199 @@
+"""Device-resident state: the request table, the page pool and the plan of a step.
+
+Structure of arrays, allocated once. Kernels hold pointers into these tensors for as long as a
+captured graph lives, so nothing here is ever reallocated or replaced.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from paged.kernels.control import columns as col
+
+WAITING, RUNNING = col.WAITING.value, col.RUNNING.value
+FINISHED, PREEMPTED, FREE = col.FINISHED.value, col.PREEMPTED.value, col.FREE.value
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Every capacity of the engine's state; all counts are positive."""
+
+    num_slots: int  # R: rows of the request table, waiting and running
+    max_num_seqs: int  # S: sequences of one step
+    max_num_batched_tokens: int  # T: tokens of one step
+    max_model_len: int  # L: tokens of one sequence
+    page_size: int  # tokens of a page, a power of two
+    num_pages: int  # N
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if self.page_size < 16 or self.page_size & (self.page_size - 1):
+            below = max(16, next_power_of_2(self.page_size) // 2)
+            raise ValueError(
+                f"kv.page_size must be a power of two from 16 up, got {self.page_size}; "
+                f"the nearest are {below} and {max(32, below * 2)}"
+            )
+        if self.max_num_seqs > self.num_slots:
+            raise ValueError(
+                f"scheduler.max_num_seqs must be at most num_slots ({self.num_slots}), "
+                f"got {self.max_num_seqs}"
+            )
+
+    @property
+    def max_pages_per_seq(self) -> int:
+        return -(-self.max_model_len // self.page_size)
+
+
+class RequestTable:
+    """One row a request. `columns` [C, R] int32; every name below is a view of one column [R]."""
+
+    status: torch.Tensor
+    arrival: torch.Tensor
+    arrival_ms: torch.Tensor
+    admitted: torch.Tensor
+    priority: torch.Tensor
+    client: torch.Tensor
+    prompt_len: torch.Tensor
+    total_len: torch.Tensor
+    max_len: torch.Tensor
+    min_len: torch.Tensor
+    predicted_len: torch.Tensor
+    deadline_ms: torch.Tensor
+    num_computed_tokens: torch.Tensor
+    num_pages: torch.Tensor
+    cached_len: torch.Tensor
+    idle_hits: torch.Tensor
+    num_preemptions: torch.Tensor
+    num_published: torch.Tensor
+    finish_reason: torch.Tensor
+    top_k: torch.Tensor
+    num_hashed: torch.Tensor
+
+    def __init__(self, sizes: Sizes, device: torch.device | str) -> None:
+        slots, pages = sizes.num_slots, sizes.max_pages_per_seq
+        self.sizes = sizes
+        self.columns = torch.zeros(col.NUM_COLUMNS, slots, dtype=torch.int32, device=device)
+        for index, name in enumerate(col.COLUMN_NAMES):
+            setattr(self, name, self.columns[index])
+        self.sampling = torch.zeros(3, slots, dtype=torch.float32, device=device)
+        self.temperature, self.top_p, self.min_p = self.sampling.unbind(0)  # each [R]
+        self.seed = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.stop_ids = torch.full(
+            (slots, col.NUM_STOP_IDS.value), -1, dtype=torch.int32, device=device
+        )
+        self.token_ids = torch.zeros(slots, sizes.max_model_len, dtype=torch.int32, device=device)
+        self.block_table = torch.zeros(slots, pages, dtype=torch.int32, device=device)
+        # Prefix hash after each full page of the row; written for the prompt by `ingest`.
+        self.page_hash = torch.zeros(slots, pages, dtype=torch.int64, device=device)
+        # Canonical page of each published page: the row's own, or the equal one found in the table.
+        self.canonical = torch.zeros(slots, pages, dtype=torch.int32, device=device)
+        # Serial that the last of them had: the row need not hold it, so it may be evicted.
+        self.chain_serial = torch.zeros(slots, dtype=torch.int64, device=device)
+
+
+class PagePool:
+    """KV memory by the page: free ring, reference counts, and the prefix table.
+
+    Every page is in exactly one of three states: free (in the ring between head and tail),
+    cached (published, `ref_count` 0) or in use (`ref_count` > 0).
+    """
+
+    def __init__(
+        self, sizes: Sizes, device: torch.device | str, num_buckets: int | None = None
+    ) -> None:
+        pages = sizes.num_pages
+        self.sizes = sizes
+        # Half-full buckets at most, so that one of 16 ways is nearly always open.
+        self.num_buckets = num_buckets or next_power_of_2(max(1, pages // 8))
+        entries = self.num_buckets * col.BUCKET_WAYS.value
+
+        def ints(*shape: int, value: int = 0, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+            return torch.full(shape, value, dtype=dtype, device=device)
+
+        self.counters = ints(col.NUM_COUNTERS, dtype=torch.int64)
+        self.counters[col.TAIL.value] = pages
+        self.free_ring = ints(next_power_of_2(pages))
+        self.free_ring[:pages] = torch.arange(pages, dtype=torch.int32, device=device)
+        self.ref_count = ints(pages)
+        self.last_used = ints(pages)  # step
+        self.hits = ints(pages)
+        self.born = ints(pages)  # step of publication
+        self.depth = ints(pages)  # pages in front of it in its sequence
+        self.parent = ints(pages, value=-1)  # canonical page in front, -1 at depth 0
+        self.parent_serial = ints(pages, dtype=torch.int64)
+        self.serial = ints(pages, dtype=torch.int64)  # unique by publication; 0 = not published
+        self.content_hash = ints(pages, dtype=torch.int64)
+        self.page_tokens = ints(pages, sizes.page_size)
+        self.entry = ints(pages, value=-1)  # where the prefix table names it
+        self.table_hash = ints(entries, dtype=torch.int64)
+        self.table_page = ints(entries, value=-1)
+        self.claims = ints(self.num_buckets, dtype=torch.int64)
+        # Scratch of an eviction: scores, sort keys, a histogram a pass, counts a block of pages.
+        self.score = ints(pages)
+        self.evict_key = ints(pages, dtype=torch.int64)
+        self.evict_histogram = ints(6, 256)
+        self.evict_counts = ints(2 * (pages + 1))
+
+    def num_free(self) -> int:
+        """Pages in the free ring (reads the device)."""
+        head, tail = self.counters[: col.TAIL.value + 1].tolist()
+        return tail - head
+
+
+class StepPlan:
+    """Who runs in this step and how many tokens each computes, in service order.
+
+    Per slot [R]: `key`, `order`, `grant`, `admitted`, `slot_sample`. Per sequence of the batch [S]:
+    the rest of the middle block. Per token [T]: the model's inputs. Per sampled row [S]: the end.
+    """
+
+    def __init__(self, sizes: Sizes, device: torch.device | str) -> None:
+        slots, seqs, tokens = sizes.num_slots, sizes.max_num_seqs, sizes.max_num_batched_tokens
+        self.sizes = sizes
+
+        def ints(*shape: int, value: int = 0, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+            return torch.full(shape, value, dtype=dtype, device=device)
+
+        self.key = ints(slots)
+        self.order = ints(slots)
+        self.grant = ints(slots)
+        self.admitted = ints(slots)  # 1 = left the queue in this step
+        self.slot_sample = ints(slots, value=-1)  # index among the sampled rows, -1 = none
+
+        self.counts = ints(8)
+        self.num_tokens = self.counts[0:1]
+        self.num_seqs = self.counts[1:2]
+        self.num_samples = self.counts[2:3]
+        self.num_published_rows = self.counts[3:4]
+        self.num_preempted = self.counts[4:5]
+        self.num_admitted = self.counts[5:6]
+        self.num_active = self.counts[6:7]
+        self.num_events = self.counts[7:8]
+        self.ring_base = ints(1, dtype=torch.int64)  # the free ring's head before this step
+
+        self.seq_slots = ints(seqs)
+        self.seq_start = ints(seqs)  # tokens computed before this step
+        self.seq_held = ints(seqs)  # pages held before this step, prefix hits included
+        self.seq_hits = ints(seqs)  # prefix hits taken by an admission of this step
+        self.seq_pages = ints(seqs)  # pages booked
+        self.seq_ring = ints(seqs)  # their offset from ring_base
+        self.cu_seqlens_q = ints(seqs + 1)
+        self.seq_lens = ints(seqs)
+        self.block_table = ints(seqs, sizes.max_pages_per_seq)
+
+        self.input_ids = ints(tokens)
+        self.positions = ints(tokens)
+        self.slot_mapping = ints(tokens, value=-1, dtype=torch.int64)
+
+        self.sample_slots = ints(seqs)
+        self.logits_indices = ints(seqs)
+        self.sampled_tokens = ints(seqs)
+        self.sampled_logprobs = torch.zeros(seqs, dtype=torch.float32, device=device)
+        self.published_slots = ints(slots)  # rows with new full pages to publish
+        self.release_slots = ints(slots)

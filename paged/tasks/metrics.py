@@ -1,0 +1,166 @@
+"""The numbers of a run, gathered step by step without touching the step itself."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from paged.engine import Engine, StepStats
+from paged.intake import LiveRequest
+from paged.state import RUNNING
+
+PERCENTILES = (50, 90, 99)
+
+
+class RunMetrics:
+    """Sums over steps, and a snapshot of memory where most pages were in use.
+
+    Taking the snapshot reads the request table, once for each step that sets a new peak.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.sizes = engine.sizes
+        self.num_steps = self.computed_tokens = self.sequences = 0
+        self.preemptions = self.cached_tokens = self.recomputed_tokens = 0
+        self.peak_pages, self.peak_cached = 0, 0
+        self.peak_rows: list[tuple[int, int, int]] = []
+
+    def begin(self) -> None:
+        self.started = time.perf_counter()
+
+    def step(self, stats: StepStats) -> None:
+        self.num_steps += 1
+        self.computed_tokens += stats.num_tokens
+        self.sequences += stats.num_seqs
+        self.preemptions += stats.num_preempted
+        self.cached_tokens += stats.cached_tokens
+        self.recomputed_tokens += stats.recomputed_tokens
+        used = self.sizes.num_pages - stats.free_pages - stats.cached_pages
+        if used > self.peak_pages:
+            self.peak_pages, self.peak_cached = used, stats.cached_pages
+            self.peak_rows = self._rows()
+
+    def _rows(self) -> list[tuple[int, int, int]]:
+        """(arrival, computed tokens, pages held) of every running row."""
+        table = self.engine.requests
+        columns = (table.status, table.arrival, table.num_computed_tokens, table.num_pages)
+        rows = zip(*(column.tolist() for column in columns))
+        return [(arrival, computed, held) for status, arrival, computed, held in rows
+                if status == RUNNING]  # fmt: skip
+
+    def line(self, stats: StepStats) -> str:
+        """What the progress line says beside the finished requests."""
+        used = self.sizes.num_pages - stats.free_pages - stats.cached_pages
+        rate = self.computed_tokens / max(time.perf_counter() - self.started, 1e-9)
+        return (
+            f"{stats.num_running} running, {stats.num_waiting} waiting, "
+            f"{used}/{self.sizes.num_pages} pages, {rate:.0f} tokens/s"
+        )
+
+    def summary(self, requests: Sequence[LiveRequest], num_refused: int = 0) -> dict[str, Any]:
+        """The contents of `metrics.json`: seconds, tokens, pages, shares of 1."""
+        seconds = time.perf_counter() - self.started
+        outputs = [live.output for live in requests]
+        prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
+        output_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+        # A preempted request is admitted again, with the tokens it lost to find or to compute.
+        admitted_tokens = prompt_tokens + self.recomputed_tokens
+        summary: dict[str, Any] = {
+            "requests": len(outputs),
+            "refused": num_refused,
+            "errors": sum(output.error is not None for output in outputs),
+            "prompt_tokens": prompt_tokens,
+            "output_tokens": output_tokens,
+            "seconds": seconds,
+            "output_tokens_per_s": output_tokens / seconds,
+            "requests_per_s": len(outputs) / seconds,
+            "steps": self.num_steps,
+            "mean_batch_size": self.sequences / max(self.num_steps, 1),
+        }
+        for name in ("ttft", "tpot", "e2e"):
+            values = [getattr(output.metrics, name) for output in outputs]
+            present = [value for value in values if value is not None]
+            for q in PERCENTILES:
+                value = float(np.percentile(present, q)) if present else None
+                summary[f"{name}_p{q}"] = value
+        summary |= {
+            "computed_tokens": self.computed_tokens,
+            "prefix_hit_tokens": self.cached_tokens,
+            "prefix_hit_rate": self.cached_tokens / max(admitted_tokens, 1),
+            "preemptions": self.preemptions,
+            "recomputed_tokens": self.recomputed_tokens,
+            "num_pages": self.sizes.num_pages,
+            "page_size": self.sizes.page_size,
+            "peak_pages": self.peak_pages,
+            "memory_split": self._memory_split(requests),
+        }
+        return summary
+
+    def _memory_split(self, requests: Sequence[LiveRequest]) -> dict[str, float]:
+        """Shares of the pool when most pages were in use, as in Fig. 2 of Kwon et al., SOSP 2023.
+
+        Of the slots held beyond a request's computed tokens, those that it went on to fill were
+        reserved, and the rest was internal waste. Shared pages count once.
+        """
+        page_size = self.sizes.page_size
+        final = {
+            live.ticket: len(live.output.prompt_token_ids) + len(live.output.outputs[0].token_ids)
+            for live in requests
+        }
+        reserved = internal = 0
+        for arrival, computed, held in self.peak_rows:
+            unused = held * page_size - computed
+            to_come = min(unused, max(0, final[arrival] - computed))
+            reserved += to_come
+            internal += unused - to_come
+        slots = self.sizes.num_pages * page_size
+        split = {
+            "token_states": self.peak_pages * page_size - reserved - internal,
+            "reserved": reserved,
+            "internal_waste": internal,
+            "cached": self.peak_cached * page_size,
+            "free": (self.sizes.num_pages - self.peak_pages - self.peak_cached) * page_size,
+        }
+        return {name: count / slots for name, count in split.items()}
+
+
+def table(summary: dict[str, Any]) -> Table:
+    """The summary for the eye."""
+    shown = Table(box=None, pad_edge=False, show_header=False)
+    shown.add_column(style="cyan")
+    shown.add_column()
+    refused = f", {summary['refused']} refused" if summary["refused"] else ""
+    errors = f", {summary['errors']} failed" if summary["errors"] else ""
+    shown.add_row("requests", f"{summary['requests']}{errors}{refused}")
+    shown.add_row("prompt tokens", f"{summary['prompt_tokens']}")
+    shown.add_row(
+        "output tokens",
+        f"{summary['output_tokens']} in {summary['seconds']:.2f} s, "
+        f"{summary['output_tokens_per_s']:.1f} tokens/s",
+    )
+    shown.add_row(
+        "steps", f"{summary['steps']}, {summary['mean_batch_size']:.1f} sequences a step on average"
+    )
+    for name in ("ttft", "tpot"):
+        times = (summary[f"{name}_p{q}"] for q in PERCENTILES)
+        text = " / ".join("-" if value is None else f"{value * 1000:.1f}" for value in times)
+        shown.add_row(name, f"{text} ms (p50 / p90 / p99)")
+    shown.add_row(
+        "prefix hits",
+        f"{summary['prefix_hit_tokens']} tokens, {summary['prefix_hit_rate']:.1%} of the prompts",
+    )
+    shown.add_row(
+        "preemptions",
+        f"{summary['preemptions']}, {summary['recomputed_tokens']} tokens dropped",
+    )
+    shown.add_row(
+        "peak pages",
+        f"{summary['peak_pages']} of {summary['num_pages']}, {summary['page_size']} tokens each",
+    )
+    split = summary["memory_split"]
+    parts = (f"{name.replace('_', ' ')} {share:.1%}" for name, share in split.items())
+    shown.add_row("memory then", ", ".join(parts))
+    return shown

@@ -1,0 +1,1 @@
+"""Contract tests of the interfaces, for any implementation (see paged.testing.plugin)."""

@@ -1,0 +1,57 @@
+"""Any sampler: draws for live rows only, survives NaN, and does not look at the batch."""
+
+import inspect
+
+import torch
+
+from paged.interfaces import Sampler
+from paged.samplers.base import ScoreSampler
+from paged.state import RequestTable, Sizes, StepPlan
+
+BUILT_IN = ["paged.samplers.stochastic.StochasticSampler", "paged.samplers.greedy.GreedySampler"]
+SIZES = Sizes(
+    num_slots=8, max_num_seqs=6, max_num_batched_tokens=16, max_model_len=64, page_size=16,
+    num_pages=8,
+)  # fmt: skip
+UNTOUCHED = -77
+
+
+def build(component) -> Sampler:
+    return component() if inspect.isclass(component) else ScoreSampler(component)
+
+
+def draw(component, device, logits, slots) -> torch.Tensor:
+    """Tokens [S] for rows of `logits` that belong to `slots`."""
+    requests, plan = RequestTable(SIZES, device), StepPlan(SIZES, device)
+    requests.temperature.fill_(0.8)
+    requests.top_p.fill_(1.0)
+    requests.seed.copy_(torch.arange(8))
+    requests.total_len.fill_(5)
+    plan.sample_slots[: len(slots)] = torch.tensor(slots, dtype=torch.int32, device=device)
+    plan.num_samples.fill_(len(slots))
+    plan.sampled_tokens.fill_(UNTOUCHED)
+    build(component).sample(logits, requests, plan)
+    return plan.sampled_tokens
+
+
+def test_draws_for_live_rows_and_only_those(device, sampler_component):
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)).to(device)
+    tokens = draw(sampler_component, device, logits, [3, 1, 6])
+    assert ((tokens[:3] >= 0) & (tokens[:3] < 50)).all()
+    assert (tokens[3:] == UNTOUCHED).all()
+
+
+def test_a_row_with_nan_draws_minus_one(device, sampler_component):
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(1)).to(device)
+    logits[1, 7] = float("nan")
+    tokens = draw(sampler_component, device, logits, [0, 1, 2])
+    assert tokens[1] == -1
+    assert (tokens[[0, 2]] >= 0).all()
+
+
+def test_a_draw_does_not_depend_on_the_batch(device, sampler_component):
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(2)).to(device)
+    together = draw(sampler_component, device, logits, [0, 1, 2, 3])[:4].clone()
+    for row in range(4):
+        alone = draw(sampler_component, device, logits[row:].contiguous(), [row])
+        assert alone[0] == together[row]

@@ -1,0 +1,94 @@
+"""Small engines around the oracle model, for tests of everything but the model."""
+
+import random
+
+import torch
+
+from paged.attention.reference import ReferenceAttention
+from paged.engine import Engine
+from paged.eviction.base import ScoreEviction
+from paged.eviction.lru import score as lru
+from paged.intake import LiveRequest
+from paged.interfaces import Eviction, KVManager, Scheduler
+from paged.kv.paged import PagedKV
+from paged.request import SamplingParams
+from paged.samplers.greedy import GreedySampler
+from paged.schedulers.base import RankScheduler
+from paged.state import Sizes
+from paged.testing.oracle import OracleModel
+
+VOCAB_SIZE = 64
+
+
+def oracle_engine(
+    device: str,
+    *,
+    scheduler: Scheduler | None = None,
+    kv: KVManager | None = None,
+    eviction: Eviction | None = None,
+    num_pages: int = 64,
+    num_slots: int = 8,
+    max_model_len: int = 160,
+    nan_after: tuple[int, ...] = (),
+    **knobs,
+) -> Engine:
+    """An engine whose answers `engine.model.continuation` tells; `knobs` are RankScheduler's."""
+    scheduler = scheduler or RankScheduler(
+        **{"max_num_seqs": 8, "max_num_batched_tokens": 64, "watermark": 0.0} | knobs
+    )
+    kv = kv or PagedKV(page_size=16)
+    sizes = Sizes(
+        num_slots=num_slots,
+        max_num_seqs=min(scheduler.max_num_seqs, num_slots),
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        max_model_len=max_model_len,
+        page_size=kv.page_size,
+        num_pages=num_pages,
+    )
+    return Engine(
+        model=OracleModel(sizes, device, VOCAB_SIZE, nan_after),
+        sizes=sizes,
+        scheduler=scheduler,
+        kv=kv,
+        eviction=eviction or ScoreEviction(lru),
+        attention=ReferenceAttention(),
+        sampler=GreedySampler(),
+        device=torch.device(device),
+        vocab_size=VOCAB_SIZE,
+    )
+
+
+def ragged_prompts(count: int, seed: int = 0, shared: int = 0) -> list[list[int]]:
+    """Prompts of awkward lengths behind `shared` common tokens."""
+    rng = random.Random(seed)
+    head = [rng.randrange(VOCAB_SIZE) for _ in range(shared)]
+    lengths = (1, 15, 16, 17, 33, 64, 80)
+    return [
+        head + [rng.randrange(VOCAB_SIZE) for _ in range(lengths[index % len(lengths)])]
+        for index in range(count)
+    ]
+
+
+def run_to_end(engine: Engine, max_steps: int = 2000) -> None:
+    """Step until every request has ended, checking the invariants; then nothing may be held."""
+    for _ in range(max_steps):
+        if not engine.has_unfinished:
+            break
+        engine.step()
+        engine.kv.check(engine.requests)
+    assert not engine.has_unfinished, f"requests did not end within {max_steps} steps"
+    assert int((engine.pool.ref_count > 0).sum()) == 0, "pages are held after all requests ended"
+
+
+def answer_all(
+    engine: Engine, prompts: list[list[int]], num_tokens: int, **params
+) -> list[LiveRequest]:
+    """Run all prompts at once and assert that every answer is the oracle's."""
+    sampling = SamplingParams(max_tokens=num_tokens, ignore_eos=True, **params)
+    requests = [engine.submit(prompt, sampling) for prompt in prompts]
+    run_to_end(engine)
+    for request, prompt in zip(requests, prompts):
+        completion = request.output.outputs[0]
+        assert completion.finish_reason == "length", completion.finish_reason
+        assert completion.token_ids == engine.model.continuation(prompt, num_tokens)
+    return requests

@@ -1,0 +1,97 @@
+"""A hash function in the place of the model, to test everything around it.
+
+What it keeps of a token in a page is a word of the token and its position; a row draws from the sum
+of the words found through its block table. So a page that holds the wrong tokens changes what is
+drawn, and `oracle` knows what a request must get however it was chunked, preempted or shared.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from paged.kernels.control.hashing import mix_ref
+from paged.state import PagePool, Sizes, StepPlan
+
+VOCAB = 64
+NAN_WORD = -(2**62)  # stands for KV that is NaN
+
+
+@dataclass
+class Tracked:
+    """A request as the host sees it."""
+
+    arrival: int
+    prompt: list[int]
+    max_len: int
+    min_len: int = 0
+    stop_ids: tuple[int, ...] = ()
+    priority: int = 0
+    predicted_len: int = 0
+    nan_at: int | None = None  # this row's KV at this position comes out NaN
+    slot: int = -1
+    tokens: list[int] = field(default_factory=list)
+    cached: list[int] = field(default_factory=list)  # tokens taken from the cache, by admission
+    num_preemptions: int = 0
+    reason: str | None = None
+
+
+def kv_word(token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """What the stand-in model keeps of a token; unrelated to the keys of the prefix table."""
+    return mix_ref(token.long() * 7919 + 13, position.long() + 104729)
+
+
+def draw(total: int) -> int:
+    """The token after a prefix whose words add up to `total`."""
+    return ((total ^ (total >> 29)) & (2**64 - 1)) % VOCAB
+
+
+def oracle(request: Tracked) -> tuple[list[int], str]:
+    """What the request gets when nothing ever disturbs it, NaN aside."""
+    position = torch.arange(len(request.prompt))
+    total = int(kv_word(torch.tensor(request.prompt), position).sum())
+    tokens: list[int] = []
+    while True:
+        length = len(request.prompt) + len(tokens)
+        tokens.append(draw(total))
+        if tokens[-1] in request.stop_ids and length >= request.min_len:
+            return tokens, "stop"
+        if length + 1 >= request.max_len:
+            return tokens, "length"
+        word = int(kv_word(torch.tensor([tokens[-1]]), torch.tensor([length])))
+        total = (total + word + 2**63) % 2**64 - 2**63
+
+
+class HashModel:
+    """Draws the tokens of a step, as a model and a sampler would; on the host."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.page_size = sizes.page_size
+        self.kv = torch.full((sizes.num_pages, sizes.page_size), NAN_WORD)
+
+    def step(self, plan: StepPlan, nan_at: dict[int, int]) -> None:
+        """Write this step's KV, then `sampled_tokens` and `sampled_logprobs` of the plan.
+
+        `nan_at`: {slot: position} of tokens whose KV comes out NaN.
+        """
+        num_tokens, num_seqs, num_samples = plan.counts[:3].tolist()
+        position = plan.positions[:num_tokens].cpu()
+        word = kv_word(plan.input_ids[:num_tokens].cpu(), position)
+        begins, slots = plan.cu_seqlens_q.tolist(), plan.seq_slots.tolist()
+        for seq in range(num_seqs):
+            tokens = slice(begins[seq], begins[seq + 1])
+            word[tokens][position[tokens] == nan_at.get(slots[seq], -1)] = NAN_WORD
+        self.kv.view(-1)[plan.slot_mapping[:num_tokens].cpu()] = word
+        for sample, slot in enumerate(plan.sample_slots[:num_samples].tolist()):
+            seq = slots.index(slot)
+            at = torch.arange(int(plan.seq_lens[seq]))
+            pages = plan.block_table[seq].cpu()[at // self.page_size].long()
+            seen = self.kv[pages, at % self.page_size]
+            token = -1 if bool((seen == NAN_WORD).any()) else draw(int(seen.sum()))
+            plan.sampled_tokens[sample] = token
+            plan.sampled_logprobs[sample] = -0.125 * (token + 1)
+
+    def poison_free_pages(self, pool: PagePool) -> None:
+        """What is free must never be read again before it is written."""
+        head, tail = pool.counters[:2].tolist()
+        ring = pool.free_ring.cpu()
+        self.kv[ring[torch.arange(head, tail) % ring.shape[0]].long()] = NAN_WORD

@@ -1,0 +1,155 @@
+"""The control kernels and their references, each on a copy of the state of its own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from paged.kernels.control.columns import RUNNING
+from paged.kernels.control.evict import evict, evict_ref, page_view
+from paged.kernels.control.ingest import ingest, ingest_ref
+from paged.kernels.control.lookup import lookup, lookup_ref
+from paged.kernels.control.order import now_view, order, order_ref, row_view
+from paged.kernels.control.prepare import prepare, prepare_ref
+from paged.kernels.control.publish import publish, publish_ref
+from paged.kernels.control.release import release, release_ref
+from paged.kernels.control.schedule import schedule
+from paged.kernels.control.schedule_ref import schedule_ref
+from paged.kernels.control.update import update, update_ref
+from paged.mailbox import Mailbox
+from paged.state import WAITING, PagePool, RequestTable, Sizes, StepPlan
+from paged.testing.hash_model import HashModel
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """A scheduler's and an allocator's settings. `rank`, `score` and `reserve` are Triton
+    functions of plain arithmetic, so that the references can call what they wrap."""
+
+    rank: Callable
+    score: Callable
+    reserve: Callable | None = None
+    budget: int = 64
+    chunk: int = 64
+    watermark: int = 0
+    low_water: int = 1
+    preemptive: bool = False
+    static_batch: bool = False
+    prefix_caching: bool = True
+
+
+class Side:
+    """One copy of the state and the stages that work on it; by kernels."""
+
+    def __init__(self, sizes: Sizes, device: str, num_buckets: int | None) -> None:
+        self.requests = RequestTable(sizes, device)
+        self.pool = PagePool(sizes, device, num_buckets)
+        self.plan = StepPlan(sizes, device)
+        self.mailbox = Mailbox(sizes, torch.device(device), depth=4, max_commands=16)
+        self.model = HashModel(sizes)
+
+    def ingest(self, knobs: Knobs, num_commands: int) -> None:
+        ingest(self.requests, self.pool, self.mailbox.commands, num_commands)
+
+    def lookup(self, knobs: Knobs) -> None:
+        lookup(self.requests, self.pool)
+
+    def order(self, knobs: Knobs) -> None:
+        order(self.requests, self.pool, self.plan, knobs.rank, preemptive=knobs.preemptive)
+
+    def schedule(self, knobs: Knobs) -> None:
+        schedule(
+            self.requests, self.pool, self.plan, budget=knobs.budget, chunk=knobs.chunk,
+            watermark=knobs.watermark, reserve=knobs.reserve, static_batch=knobs.static_batch,
+        )  # fmt: skip
+
+    def prepare(self, knobs: Knobs) -> None:
+        prepare(self.requests, self.pool, self.plan)
+
+    def update(self, knobs: Knobs) -> None:
+        update(self.requests, self.pool, self.plan, self.mailbox.events)
+
+    def publish(self, knobs: Knobs) -> None:
+        publish(self.requests, self.pool, self.plan)
+
+    def release(self, knobs: Knobs) -> None:
+        release(self.requests, self.pool, self.plan, self.mailbox.events)
+
+    def evict(self, knobs: Knobs, low_water: int) -> None:
+        evict(self.pool, low_water, knobs.score)
+
+
+class ReferenceSide(Side):
+    """The same by the references; on the CPU."""
+
+    def ingest(self, knobs: Knobs, num_commands: int) -> None:
+        ingest_ref(self.requests, self.pool, self.mailbox.commands, num_commands)
+
+    def lookup(self, knobs: Knobs) -> None:
+        lookup_ref(self.requests, self.pool)
+
+    def order(self, knobs: Knobs) -> None:
+        self.plan.key.copy_(knobs.rank.fn(row_view(self.requests), now_view(self.pool)))
+        active = (self.requests.status == WAITING) | (self.requests.status == RUNNING.value)
+        self.plan.key.mul_(active)
+        order_ref(self.requests, self.pool, self.plan, preemptive=knobs.preemptive)
+
+    def schedule(self, knobs: Knobs) -> None:
+        schedule_ref(
+            self.requests, self.pool, self.plan, budget=knobs.budget, chunk=knobs.chunk,
+            watermark=knobs.watermark, reserve=knobs.reserve and knobs.reserve.fn,
+            static_batch=knobs.static_batch,
+        )  # fmt: skip
+
+    def prepare(self, knobs: Knobs) -> None:
+        prepare_ref(self.requests, self.pool, self.plan)
+
+    def update(self, knobs: Knobs) -> None:
+        update_ref(self.requests, self.pool, self.plan, self.mailbox.events)
+
+    def publish(self, knobs: Knobs) -> None:
+        publish_ref(self.requests, self.pool, self.plan)
+
+    def release(self, knobs: Knobs) -> None:
+        release_ref(self.requests, self.pool, self.plan, self.mailbox.events)
+
+    def evict(self, knobs: Knobs, low_water: int) -> None:
+        self.pool.score.copy_(knobs.score.fn(page_view(self.pool), now_view(self.pool)))
+        evict_ref(self.pool, low_water)
+
+
+SCRATCH = {"evict_key", "evict_histogram", "evict_counts"}
+
+
+def assert_same_state(side: Side, reference: Side, stage: str, step: int) -> None:
+    """Every specified bit of the two states is equal after a stage of a step."""
+    pairs = [(name, getattr(side, name), getattr(reference, name)) for name in ("pool", "plan")]
+    for owner, mine, theirs in [("requests", side.requests, reference.requests), *pairs]:
+        for name, tensor in vars(mine).items():
+            if not isinstance(tensor, torch.Tensor) or name in SCRATCH:
+                continue
+            ours, want = tensor.cpu(), getattr(theirs, name)
+            if name == "block_table" and owner == "requests":
+                if stage == "schedule":  # booked pages are written by the next stage
+                    continue
+                held = torch.where(
+                    theirs.status == WAITING, theirs.cached_len // theirs.sizes.page_size,
+                    theirs.num_pages,
+                )  # fmt: skip
+                ours, want = _leading(ours, held), _leading(want, held)
+            elif name == "canonical":
+                ours = _leading(ours, theirs.num_published)
+                want = _leading(want, theirs.num_published)
+            if not torch.equal(ours, want):
+                at = (ours != want).nonzero()[0].tolist()
+                raise AssertionError(
+                    f"after {stage} of step {step}: {owner}.{name}{at} is {ours[tuple(at)]}, "
+                    f"the reference says {want[tuple(at)]}"
+                )
+    words, wanted = side.mailbox.events.words, reference.mailbox.events.words
+    assert torch.equal(words, wanted), f"after {stage} of step {step}: the event words differ"
+
+
+def _leading(table: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """The first `count[i]` entries of row i; what is past them is unspecified."""
+    return torch.where(torch.arange(table.shape[1]) < count[:, None], table, -1)

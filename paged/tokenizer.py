@@ -1,0 +1,112 @@
+"""Text to token ids and back: a thin wrapper around transformers, and streaming detokenization."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+CONTEXT_TOKENS = 4  # a UTF-8 character spans at most four tokens
+WINDOW_TOKENS = 16
+REPLACEMENT = "\ufffd"  # what bytes that are no character decode to
+
+
+class Tokenizer:
+    """Encodes and decodes; `hf` is the transformers tokenizer."""
+
+    def __init__(self, hf: Any) -> None:
+        self.hf = hf
+
+    @property
+    def eos_id(self) -> int | None:
+        return self.hf.eos_token_id
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return self.hf.encode(text, add_special_tokens=add_special_tokens)
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of the ids; ids the tokenizer has no entry for (padded vocabularies) are ""."""
+        return self.hf.decode(
+            list(token_ids),
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=False,
+        )
+
+    def chat_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """Token ids of a conversation, up to where the assistant's answer begins.
+
+        Raises ValueError if the model has no chat template, or the template refuses the messages.
+        """
+        if not self.hf.chat_template:
+            raise ValueError(
+                "chat needs a tokenizer with a chat template, and this model's has none; "
+                "use an instruction-tuned model, or generate from plain text"
+            )
+        try:
+            return self.hf.apply_chat_template(
+                list(messages), tokenize=True, add_generation_prompt=True, return_dict=False
+            )
+        except Exception as error:  # templates raise whatever their author chose
+            raise ValueError(
+                f"messages must be dictionaries with role and content that the model's chat "
+                f"template accepts: {error}"
+            ) from error
+
+
+def load_tokenizer(path: str | Path | None) -> Tokenizer | None:
+    """The tokenizer of a model folder or GGUF file; None for a model without one.
+
+    Raises ValueError if its files are missing or damaged.
+    """
+    if path is None:
+        return None
+    from transformers import AutoTokenizer
+
+    path = Path(path)
+    try:
+        if path.suffix == ".gguf":
+            return Tokenizer(AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name))
+        return Tokenizer(AutoTokenizer.from_pretrained(path))
+    except Exception as error:  # transformers and tokenizers raise many kinds
+        raise ValueError(f"cannot load the tokenizer of {path}: {error}") from error
+
+
+class IncrementalDecoder:
+    """Text of a growing list of tokens, in pieces that join to the whole.
+
+    A character whose bytes are not all there is held back. Only a window of the last tokens is
+    ever decoded, so a token costs the same however long the text is; the window begins with
+    tokens that are out already, because how a token reads depends on those before it. Joined, the
+    pieces are `decode(prompt + tokens)` without the prompt's text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
+        self.tokenizer = tokenizer
+        self._window: list[int] = list(prompt_ids[-CONTEXT_TOKENS:])
+        text = tokenizer.decode(self._window)
+        self._sent = len(text) - _num_unsettled(text)  # characters of the window that are out
+
+    def add(self, token_ids: Iterable[int]) -> str:
+        """The text that the next tokens settle; may be empty."""
+        pieces = []
+        for token_id in token_ids:
+            self._window.append(token_id)
+            text = self.tokenizer.decode(self._window)
+            settled = len(text) - _num_unsettled(text)
+            if settled > self._sent:
+                pieces.append(text[self._sent : settled])
+                self._sent = settled
+            if len(self._window) >= WINDOW_TOKENS:
+                held = len(text) - self._sent
+                self._window = self._window[-CONTEXT_TOKENS:]
+                self._sent = max(0, len(self.tokenizer.decode(self._window)) - held)
+        return "".join(pieces)
+
+    def finish(self) -> str:
+        """What is left when no more tokens come: an incomplete character, as U+FFFD."""
+        text = self.tokenizer.decode(self._window)
+        rest, self._sent = text[self._sent :], len(text)
+        return rest
+
+
+def _num_unsettled(text: str) -> int:
+    """Characters at the end that more bytes may change: at most three bytes of one character."""
+    return min(3, len(text) - len(text.rstrip(REPLACEMENT)))

@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from paged.attention.alibi import alibi_slopes
+from paged.attention.reference import ReferenceAttention
+from paged.attention.triton import TritonAttention
+from paged.testing.attention_cases import ATTENTION_CASES, attention_case
+from paged.testing.interpreting import rowwise_dots
+from paged.testing.tolerances import assert_close
+
+OTHERS = ((1, 40), (9, 9))
+
+
+@pytest.mark.parametrize("name", ATTENTION_CASES)
+def test_triton_matches_the_reference(name, device, dtype):
+    attention = TritonAttention(split_size=128, max_parallel_tokens=0)
+    case = attention_case(**ATTENTION_CASES[name], device=device, dtype=dtype)
+    assert_close(case.run(attention), case.run(ReferenceAttention()))
+
+
+@pytest.mark.parametrize("name", ["decode", "mqa", "sliding_window_long", "softcap"])
+def test_parallel_splits_match_the_reference(name, device, dtype):
+    attention = TritonAttention(split_size=128, max_parallel_tokens=256)
+    case = attention_case(**ATTENTION_CASES[name], device=device, dtype=dtype)
+    assert_close(case.run(attention), case.run(ReferenceAttention()))
+
+
+@pytest.mark.parametrize(
+    "variant", [{}, {"sliding_window": 150}, {"logit_softcap": 5.0, "alibi": True}], ids=str
+)
+def test_bits_of_a_token_do_not_depend_on_how_it_is_computed(variant, device, dtype):
+    """The token at position 199 as decode, in chunks, in a prefill, in company, both ways."""
+    sequential = TritonAttention(split_size=128, max_parallel_tokens=0)
+    parallel = TritonAttention(split_size=128, max_parallel_tokens=1024)
+
+    def last_token(attention, q_len, others=(), **options):
+        lens, seeds = (*others, (q_len, 200)), (*range(100, 100 + len(others)), 7)
+        options = {"max_seq_len": 400, "device": device, "dtype": dtype} | variant | options
+        return attention_case(lens, seeds=seeds, **options).run(attention)[-1]
+
+    with rowwise_dots():
+        decode = last_token(sequential, 1)
+        assert torch.isfinite(decode).all()
+        assert torch.equal(last_token(parallel, 1), decode)
+        assert torch.equal(last_token(sequential, 1, OTHERS), decode)
+        assert torch.equal(last_token(sequential, 7), decode)
+        assert torch.equal(last_token(parallel, 45, OTHERS), decode)
+        # room for hundreds of tokens: the tiles of prefill
+        assert torch.equal(last_token(sequential, 200, OTHERS, spare_tokens=400), decode)
+        assert torch.equal(last_token(sequential, 1, page_size=128), decode)
+
+
+def test_bits_of_a_prefill_do_not_depend_on_its_chunks(device, dtype):
+    attention = TritonAttention(split_size=128)
+    options = {"seeds": (3,), "device": device, "dtype": dtype}
+    with rowwise_dots():
+        whole = attention_case(((200, 200),), **options).run(attention)
+        for start, end in ((0, 7), (133, 140), (136, 200)):
+            chunk = attention_case(((end - start, end),), **options).run(attention)
+            assert torch.equal(chunk, whole[start:end])
+
+
+def test_layers_of_different_heads_share_a_plan(device, dtype):
+    attention = TritonAttention()
+    wide = attention_case(num_heads=8, num_kv_heads=1, device=device, dtype=dtype)
+    narrow = attention_case(num_heads=2, num_kv_heads=2, device=device, dtype=dtype)
+    outs = [torch.empty_like(case.q) for case in (wide, narrow)]
+    attention.plan(wide.meta)
+    for case, out in zip((wide, narrow), outs):
+        attention.forward(case.q, case.k, case.v, case.kv_cache, wide.meta, case.spec, out)
+        assert_close(out[: case.num_tokens], case.run(ReferenceAttention()))
+
+
+def test_buffers_are_kept_from_step_to_step(device, dtype):
+    attention = TritonAttention(max_parallel_tokens=512, split_size=128)
+    attention_case(device=device, dtype=dtype, max_seq_len=512).run(attention)
+    kept = {key: tensor.data_ptr() for key, tensor in attention._tiles.items()}
+    partials = {key: acc.data_ptr() for key, (acc, _) in attention._partials.items()}
+    attention_case(device=device, dtype=dtype, max_seq_len=512).run(attention)
+    assert kept == {key: tensor.data_ptr() for key, tensor in attention._tiles.items()}
+    assert partials == {key: acc.data_ptr() for key, (acc, _) in attention._partials.items()}
+
+
+@pytest.mark.parametrize("num_heads", [1, 8, 12, 20])
+def test_alibi_slopes_are_those_of_bloom(num_heads):
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+    bloom = build_alibi_tensor(torch.ones(1, 2), num_heads, torch.float32)[:, 0, 1]
+    torch.testing.assert_close(alibi_slopes(num_heads), bloom)
+
+
+@pytest.mark.parametrize("split_size", [0, 64, 300])
+def test_split_size_is_checked(split_size):
+    with pytest.raises(ValueError, match="split_size must be a power of two from 128 up"):
+        TritonAttention(split_size=split_size)

@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from paged.kernels.linear import linear, linear_inputs, linear_ref, linear_tiles
+from paged.testing.interpreting import rowwise_dots
+from paged.testing.tolerances import assert_close
+
+SHAPES = [(1, 1, 1), (15, 16, 129), (17, 129, 15), (129, 63, 200), (16, 576, 1100), (300, 64, 48)]
+CASES = [
+    {"with_bias": True},
+    {"with_bias": True, "with_rows": True},
+    {"activation": "relu", "with_bias": True},
+    {"activation": "gelu"},
+    {"activation": "gelu_tanh"},
+    {"activation": "silu"},
+    {"logit_softcap": 3.0},
+]
+
+
+@pytest.mark.parametrize(("num_tokens", "in_features", "out_features"), SHAPES)
+def test_equals_reference(num_tokens, in_features, out_features, device, dtype):
+    shape = {"in_features": in_features, "out_features": out_features}
+    inputs = linear_inputs(device, dtype, capacity=num_tokens, **shape)
+    linear(**inputs)
+    assert_close(inputs["out"], linear_ref(**inputs))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_epilogues_equal_reference(case, device, dtype):
+    inputs = linear_inputs(device, dtype, capacity=40, num_tokens=17, **case)
+    linear(**inputs)
+    assert_close(inputs["out"][:17], linear_ref(**inputs))
+
+
+def test_logits_may_be_fp32(device, dtype):
+    inputs = linear_inputs(device, dtype, capacity=5, with_rows=True, out_dtype=torch.float32)
+    linear(**inputs)
+    assert_close(inputs["out"], linear_ref(**inputs))
+
+
+@pytest.mark.parametrize("with_rows", [False, True])
+@pytest.mark.parametrize("num_tokens", [0, 1, 16, 129])
+def test_rows_past_num_tokens_stay_untouched(num_tokens, with_rows, device, dtype):
+    shape = {"num_tokens": num_tokens, "capacity": 300, "with_rows": with_rows}
+    inputs = linear_inputs(device, dtype, **shape)
+    linear(**inputs)
+    assert inputs["out"][:num_tokens].isfinite().all()
+    assert inputs["out"][num_tokens:].isnan().all()
+
+
+@pytest.mark.parametrize("in_features", [129, 576, 2048])
+def test_bits_of_a_row_do_not_depend_on_the_batch(in_features, device, dtype):
+    shape = {"in_features": in_features, "out_features": 96, "with_bias": True}
+    results = []
+    for capacity, row in ((1, 0), (16, 0), (16, 15), (64, 33), (128, 100), (512, 511)):
+        inputs = linear_inputs(device, dtype, capacity=capacity, **shape)
+        generator = torch.Generator().manual_seed(1)
+        inputs["x"][row] = torch.randn(in_features, generator=generator).to(device, dtype)
+        for name in ("weight", "bias"):
+            inputs[name] = torch.randn(inputs[name].shape, generator=generator).to(device, dtype)
+        with rowwise_dots():
+            linear(**inputs)
+        results.append(inputs["out"][row].clone())
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("interpreted", [False, True])
+def test_k_is_walked_in_the_same_steps_for_every_batch(interpreted, dtype):
+    for in_features in (16, 129, 576, 4096, 14336):
+        steps = {
+            linear_tiles(capacity, 4096, in_features, dtype, interpreted).block_k
+            for capacity in (1, 15, 16, 17, 64, 129, 513, 8192)
+        }
+        assert len(steps) == 1
+
+
+def test_empty_capacity_is_allowed(device, dtype):
+    linear(**linear_inputs(device, dtype, capacity=0))
+
+
+def test_too_few_rows_are_refused(device, dtype):
+    inputs = linear_inputs(device, dtype)
+    with pytest.raises(ValueError, match="x must have the 15 rows of out"):
+        linear(**inputs | {"x": inputs["x"][:3]})
+
+
+def test_unknown_activation_names_the_known_ones(device, dtype):
+    with pytest.raises(ValueError, match="relu, gelu, gelu_tanh, silu, got 'tanh'"):
+        linear(**linear_inputs(device, dtype) | {"activation": "tanh"})

@@ -1,0 +1,196 @@
+import pytest
+import torch
+import triton
+
+from paged.kernels.floor_search import keep_ref
+from paged.kernels.philox import gumbel_noise_ref, philox_ref
+from paged.kernels.sampling import greedy_score, sample, sample_inputs, sample_ref
+
+# Broken logits are the point of some tests, and numpy warns of them in the interpreter.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+FILTERS = [
+    {},
+    {"temperature": 0.6},
+    {"top_k": 10},
+    {"top_p": 0.8},
+    {"min_p": 0.05},
+    {"temperature": 1.5, "top_k": 30, "top_p": 0.9, "min_p": 0.02},
+]
+
+
+@triton.jit
+def least_score(logit, gumbel, temperature):
+    return -logit
+
+
+def rows_of(logits, device, **columns):
+    """Inputs with row i of `logits` in slot i, columns given as one number or a list; all off."""
+    rows, vocab_size = logits.shape
+    inputs = sample_inputs(device, rows=rows, vocab_size=vocab_size)
+    inputs["logits"] = logits.float().contiguous().to(device)
+    inputs["slots"] = torch.arange(rows, dtype=torch.int32, device=device)
+    for name, value in (OFF | columns).items():
+        inputs[name][:] = torch.as_tensor(value, device=device).to(inputs[name].dtype)
+    return inputs
+
+
+def draw(inputs, score=None):
+    sample(**(inputs | ({"score": score} if score else {})))
+    return inputs["out_tokens"].tolist()
+
+
+@pytest.mark.parametrize("vocab_size", [1, 15, 16, 17, 129, 2048, 20000])
+def test_tokens_equal_the_reference_given_the_same_noise(vocab_size, device, dtype):
+    inputs = sample_inputs(device, dtype, rows=12, vocab_size=vocab_size)
+    tokens, logprobs = sample_ref(**inputs)
+    assert draw(inputs) == tokens.tolist()
+    torch.testing.assert_close(inputs["out_logprobs"], logprobs, rtol=1e-5, atol=1e-5)
+
+
+def test_reference_noise_is_philox_and_gumbel():
+    # First vector of the known answers that come with Random123.
+    assert philox_ref(0, 0, 1).tolist() == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    noise = gumbel_noise_ref(seed=-3, position=9, vocab_size=200_000)
+    assert noise.mean().item() == pytest.approx(0.57722, abs=0.02)
+    assert noise.var().item() == pytest.approx(1.64493, abs=0.04)
+
+
+def test_noise_is_the_references_for_any_seed_and_position(device):
+    inputs = rows_of(torch.zeros(64, 101), device)
+    inputs["seed"][:] = torch.arange(64, device=device) * (2**57 + 12345) - 2**62
+    inputs["position"][:] = torch.arange(64, device=device) * 33_000_000
+    keys = zip(inputs["seed"].tolist(), inputs["position"].tolist())
+    assert draw(inputs) == [int(gumbel_noise_ref(*key, 101).argmax()) for key in keys]
+
+
+@pytest.mark.parametrize("columns", FILTERS)
+def test_draws_follow_the_filtered_distribution(columns, device):
+    draws, vocab_size = (20_000 if columns.keys() <= {"temperature"} else 6_000), 50
+    logits = 1.5 * torch.randn(vocab_size, generator=torch.Generator().manual_seed(1))
+    inputs = rows_of(logits.expand(draws, vocab_size), device, **columns)
+    inputs["seed"][:] = torch.arange(draws, device=device) % 200
+    inputs["position"][:] = torch.arange(draws, device=device) // 200
+    counts = torch.bincount(torch.tensor(draw(inputs)), minlength=vocab_size)
+    setting = OFF | columns
+    kept = keep_ref(logits, **setting)
+    assert not counts[~kept].any()
+    expected = draws * torch.softmax((logits / setting["temperature"])[kept].double(), dim=0)
+    chi_square = ((counts[kept] - expected).square() / expected).sum().item()
+    freedom = int(kept.sum()) - 1
+    assert chi_square < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def test_filters_keep_exactly_the_references_tokens(device):
+    # The least probable of the kept tokens names the floor.
+    logits = torch.randn(60, 700, generator=torch.Generator().manual_seed(2)) * 4
+    settings = [
+        {"temperature": heat, "top_k": k, "top_p": p, "min_p": m}
+        for heat in (0.3, 1.0, 5.0)
+        for k in (0, 1, 2, 50, 699)
+        for p, m in ((1.0, 0.0), (0.9, 0.0), (0.999, 0.01), (1e-6, 0.3))
+    ]
+    columns = {name: [setting[name] for setting in settings] for name in OFF}
+    tokens = draw(rows_of(logits, device, **columns), score=least_score)
+    for row, setting, token in zip(logits, settings, tokens):
+        kept = keep_ref(row, **setting)
+        assert token == int(row.where(kept, torch.inf).argmin()), setting
+
+
+def test_equal_logits_at_a_threshold_are_all_kept(device):
+    row = torch.tensor([1.0, 3.0, 0.0, 1.0, -0.0, 1.0])
+    for columns, kept in (
+        ({"top_k": 2}, {0, 1, 3, 5}),
+        ({"top_k": 5}, {0, 1, 2, 3, 4, 5}),
+        ({"top_p": 0.75}, {0, 1, 3, 5}),
+        ({"top_k": 2, "top_p": 0.7}, {1}),
+        ({"min_p": 1.0}, {1}),
+    ):
+        inputs = rows_of(row.expand(400, 6), device, temperature=3.0, **columns)
+        inputs["seed"][:] = torch.arange(400, device=device)
+        if columns.get("top_k") == 2 and "top_p" in columns:
+            inputs["temperature"][:] = 0.5
+        assert set(draw(inputs)) == kept, columns
+
+
+def test_greedy_takes_the_lowest_id_on_a_tie_and_ignores_filters(device):
+    logits = torch.zeros(3, 129)
+    logits[1, [77, 128]] = 2.0
+    logits[2, 5] = -1.0
+    inputs = rows_of(logits, device, temperature=0.0, top_k=3, top_p=0.1, min_p=0.9)
+    assert draw(inputs) == [0, 77, 0]
+    inputs["temperature"][:] = 1.0
+    assert draw(inputs, score=greedy_score) == [0, 77, 0]
+
+
+def test_extreme_logits_and_settings(device):
+    logits = torch.full((4, 40), -3e38)
+    logits[:, 30:] = torch.linspace(-60.0, 60.0, 10)
+    logits[:, :5] = float("-inf")
+    inputs = rows_of(logits, device, temperature=[2e-5, 1.0, 1e6, 1.0], top_p=[1.0, 1e-9, 1.0, 1.0])
+    inputs["top_k"][2] = 1
+    inputs["min_p"][3] = 1.0
+    assert draw(inputs) == [39] * 4
+    assert inputs["out_logprobs"].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("columns", [{"temperature": 0.0}, *FILTERS])
+def test_broken_rows_draw_minus_one_and_leave_others_alone(columns, device):
+    logits = torch.randn(6, 17, generator=torch.Generator().manual_seed(3))
+    whole = draw(rows_of(logits, device, **columns))
+    logits[1, 16] = float("nan")
+    logits[2] = float("-inf")
+    logits[3] = float("inf")
+    logits[4, 0] = float("inf")
+    inputs = rows_of(logits, device, **columns)
+    assert draw(inputs) == [whole[0], -1, -1, -1, -1, whole[5]]
+    assert inputs["out_logprobs"][1:5].tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("columns", [{"temperature": 0.0}, {}, {"top_k": 2}, {"top_p": 0.9}])
+def test_stop_ids_are_masked_until_min_len(columns, device):
+    logits = torch.zeros(4, 20)
+    logits[:, 3], logits[:, 7], logits[:, 11] = 50.0, 90.0, 10.0
+    inputs = rows_of(logits, device, position=9, min_len=[0, 9, 10, 100], **columns)
+    inputs["stop_ids"][:, 0], inputs["stop_ids"][:, 7] = 7, 3
+    assert draw(inputs) == [7, 7, 11, 11]
+    # The reported probability is of the raw distribution, stop ids included.
+    assert inputs["out_logprobs"].tolist() == pytest.approx([0, 0, -80, -80], abs=1e-4)
+
+
+def test_a_row_with_nothing_but_stop_ids_draws_minus_one(device):
+    inputs = rows_of(torch.zeros(1, 1), device, position=1, min_len=5)
+    inputs["stop_ids"][0, 0] = 0
+    assert draw(inputs) == [-1]
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 4])
+def test_rows_past_num_rows_stay_untouched(num_rows, device):
+    inputs = sample_inputs(device, rows=6, vocab_size=33)
+    inputs["num_rows"][:] = num_rows
+    inputs["slots"][num_rows:] = 2**30  # a stale slot must not be followed
+    inputs["logits"][num_rows:] = float("nan")
+    tokens = draw(inputs)
+    assert all(token >= 0 for token in tokens[:num_rows])
+    assert tokens[num_rows:] == [-7] * (6 - num_rows)
+    assert inputs["out_logprobs"][num_rows:].isnan().all()
+
+
+def test_a_draw_depends_on_its_slot_alone(device):
+    inputs = sample_inputs(device, rows=12, vocab_size=400)
+    tokens = draw(inputs)
+    logprobs = inputs["out_logprobs"].clone()
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(4)).to(device)[:7]
+    some = inputs | {name: inputs[name][order] for name in ("logits", "slots", "out_tokens")}
+    some |= {"out_logprobs": logprobs[order] * 0, "num_rows": inputs["num_rows"] * 0 + 7}
+    assert draw(some) == [tokens[row] for row in order.tolist()]
+    assert torch.equal(some["out_logprobs"], logprobs[order])
+
+
+def test_wrong_arguments_are_named(device):
+    inputs = sample_inputs(device)
+    with pytest.raises(ValueError, match=r"stop_ids must have shape \[6, 8\]"):
+        sample(**inputs | {"stop_ids": inputs["stop_ids"][:, :4]})
+    with pytest.raises(ValueError, match="top_k must be int32, got int64"):
+        sample(**inputs | {"top_k": inputs["top_k"].long()})
