@@ -5,6 +5,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 SCALARS = (bool, int, float, str)
 
@@ -32,7 +33,7 @@ def parameters_of(target: Callable) -> dict[str, inspect.Parameter]:
 
 def check_arguments(
     path: str, given: Mapping[str, object], parameters: Mapping[str, inspect.Parameter]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """`given` as keyword arguments. Raises ValueError naming every key that does not fit.
 
     Lists become tuples where the annotation asks for one. `path` is where the keys stand in the

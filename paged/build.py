@@ -35,7 +35,9 @@ WRAPPERS: dict[str, tuple[type, str, int]] = {
 def locate(path: str, target: object) -> Callable:
     """The class or function that a dotted `_target_` names."""
     if not isinstance(target, str) or "." not in target:
-        raise ValueError(f"{path}._target_: expected a dotted name like mylab.sjf.rank, got {target!r}")
+        raise ValueError(
+            f"{path}._target_: expected a dotted name like mylab.sjf.rank, got {target!r}"
+        )
     module_name, _, name = target.rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -45,7 +47,9 @@ def locate(path: str, target: object) -> Callable:
         ) from error
     found = getattr(module, name, None)
     if not callable(found):
-        raise ValueError(f"{path}._target_: module {module_name!r} has no class or function {name!r}")
+        raise ValueError(
+            f"{path}._target_: module {module_name!r} has no class or function {name!r}"
+        )
     return found
 
 
@@ -62,7 +66,7 @@ def component(group: str, node: DictConfig) -> Any:
     own = list(parameters_of(getattr(target, "fn", target)).items())[num_passed:]
     accepted = check_arguments(group, given, knobs | dict(own))
     if own and not takes_args:
-        raise ValueError(f"{group}._target_: {parameter} functions take no arguments of their own here")
+        raise ValueError(f"{group}._target_: {parameter} functions take no arguments of their own")
     values = tuple(accepted.pop(name, param.default) for name, param in own)
     return wrapper(**{function.name: target}, **({"args": values} if own else {}), **accepted)
 

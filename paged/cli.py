@@ -102,7 +102,7 @@ def _hydra_raises(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def quote_prompt(argument: str) -> str:
-    """`prompt=It's late, Tom` as Hydra's grammar takes it; an already quoted value is left alone."""
+    """`prompt=It's late, Tom` as Hydra's grammar takes it; quoted values are left alone."""
     key, separator, text = argument.partition("=")
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     if key != "prompt" or not separator or quoted or text == "null":

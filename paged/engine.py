@@ -21,7 +21,7 @@ from paged.kernels.control.update import update
 from paged.intake import Limits, LiveRequest
 from paged.mailbox import Event, Mailbox, Submission
 from paged.request import SamplingParams
-from paged.state import RequestTable, Sizes, StepPlan
+from paged.state import RequestTable, Sizes, StepPlan, next_power_of_2
 
 REASONS = {
     REASON_STOP.value: "stop",
@@ -184,7 +184,7 @@ class Engine:
             num_tokens=plan.num_tokens,
             page_size=self.sizes.page_size,
             max_num_tokens=capacity,
-            max_seq_len=max((live.max_len for live in self._by_slot.values()), default=1),
+            max_seq_len=self._longest(),
         )
         self.attention.plan(meta)
         logits = self.model.forward(plan, meta, self.attention, capacity)
@@ -217,6 +217,11 @@ class Engine:
             for live in self._by_slot.values()
         )
         return next((size for size in self.capacities if size >= wanted), self.capacities[-1])
+
+    def _longest(self) -> int:
+        """A bound of every sequence's keys; powers of two, so that few values occur."""
+        longest = max((live.max_len for live in self._by_slot.values()), default=1)
+        return min(next_power_of_2(longest), self.sizes.max_model_len)
 
     def _device_idle(self) -> bool:
         return self.device.type != "cuda" or torch.cuda.current_stream(self.device).query()

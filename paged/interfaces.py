@@ -140,7 +140,8 @@ class Sampler(ABC):
 
     @abstractmethod
     def sample(self, logits: torch.Tensor, requests: RequestTable, plan: StepPlan) -> None:
-        """Draw from `logits` [S, vocab] float32, row i for slot `plan.sample_slots[i]`.
+        """Draw from `logits` [B, vocab] float32, row i for slot `plan.sample_slots[i]`; B <= S is
+        the step's capacity of sampled rows.
 
         Writes `plan.sampled_tokens` [S] int32 and `plan.sampled_logprobs` [S] float32 (of the raw
         distribution) for the first `plan.num_samples` rows. A row whose logits hold NaN draws -1.

@@ -206,3 +206,8 @@ class LLM:
                 completion.text += decoder.finish()
                 del self._decoders[live.output.request_id]
         live.new_tokens.clear()
+
+
+def _is_ids(prompts: object) -> bool:
+    """Whether this is one prompt of token ids rather than several prompts."""
+    return isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], int)

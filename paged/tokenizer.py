@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-CONTEXT_TOKENS = 4  # a UTF-8 character spans at most four tokens
-WINDOW_TOKENS = 16
+CONTEXT_TOKENS = 4  # of the prompt, so that a continuation keeps its first space
+LONGEST_CHARACTER = 16  # tokens, generously; more without a complete character is no text
 REPLACEMENT = "\ufffd"  # what bytes that are no character decode to
 
 
@@ -72,32 +72,33 @@ def load_tokenizer(path: str | Path | None) -> Tokenizer | None:
 class IncrementalDecoder:
     """Text of a growing list of tokens, in pieces that join to the whole.
 
-    A character whose bytes are not all there is held back. Only a window of the last tokens is
-    ever decoded, so a token costs the same however long the text is; the window begins with
-    tokens that are out already, because how a token reads depends on those before it. Joined, the
-    pieces are `decode(prompt + tokens)` without the prompt's text.
+    Only a window of tokens is ever decoded, so a token costs the same however long the text is:
+
+        [0, boundary) is out, there as context | [boundary, end) is held back
+
+    The window begins and is cut where characters are complete: half a character in front would
+    spoil what follows. Joined, the pieces are `decode(prompt + tokens)` without the prompt's text.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
-        self._window: list[int] = list(prompt_ids[-CONTEXT_TOKENS:])
-        text = tokenizer.decode(self._window)
-        self._sent = len(text) - _num_unsettled(text)  # characters of the window that are out
+        self._window = _context(tokenizer, prompt_ids)
+        self._boundary = len(self._window)
+        self._sent = len(tokenizer.decode(self._window))  # characters of the window that are out
 
     def add(self, token_ids: Iterable[int]) -> str:
-        """The text that the next tokens settle; may be empty."""
+        """The text that the next tokens complete; may be empty."""
         pieces = []
         for token_id in token_ids:
             self._window.append(token_id)
             text = self.tokenizer.decode(self._window)
-            settled = len(text) - _num_unsettled(text)
-            if settled > self._sent:
-                pieces.append(text[self._sent : settled])
-                self._sent = settled
-            if len(self._window) >= WINDOW_TOKENS:
-                held = len(text) - self._sent
-                self._window = self._window[-CONTEXT_TOKENS:]
-                self._sent = max(0, len(self.tokenizer.decode(self._window)) - held)
+            num_held = len(self._window) - self._boundary
+            if text.endswith(REPLACEMENT) and num_held < LONGEST_CHARACTER:
+                continue
+            pieces.append(text[self._sent :])
+            self._window = self._window[self._boundary :]
+            self._boundary = len(self._window)
+            self._sent = len(self.tokenizer.decode(self._window))
         return "".join(pieces)
 
     def finish(self) -> str:
@@ -107,6 +108,10 @@ class IncrementalDecoder:
         return rest
 
 
-def _num_unsettled(text: str) -> int:
-    """Characters at the end that more bytes may change: at most three bytes of one character."""
-    return min(3, len(text) - len(text.rstrip(REPLACEMENT)))
+def _context(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> list[int]:
+    """The last tokens of the prompt, from where a character begins."""
+    for num_tokens in range(CONTEXT_TOKENS, LONGEST_CHARACTER):
+        context = list(prompt_ids[-num_tokens:])
+        if REPLACEMENT not in tokenizer.decode(context):
+            return context
+    return list(prompt_ids[-CONTEXT_TOKENS:])

@@ -57,7 +57,7 @@ def test_kwargs_stand_for_the_parameters_of_the_base():
 
 def test_every_wrong_key_is_named_at_once():
     given = {"size": "banana", "shape": 3}
-    with pytest.raises(ValueError, match="part.size") as caught:
+    with pytest.raises(ValueError, match=r"part\.size") as caught:
         check_arguments("part", given, parameters_of(Derived))
     message = str(caught.value)
     assert "part.size: expected int, got 'banana'" in message

@@ -30,7 +30,7 @@ def refused(tmp_path, capsys):
         (["schedulr=fcfs"], "schedulr: no such key; did you mean scheduler?"),
         (["scheduler.max_seqs=3"], "scheduler.max_seqs: no such key; did you mean max_num_seqs?"),
         (["scheduler.max_num_seqs=banana"], "scheduler.max_num_seqs: expected int, got 'banana'"),
-        (["sampling.temperature=-1"], "temperature must be 0 (greedy) or a positive number, got -1"),
+        (["sampling.temperature=-1"], "temperature must be 0 (greedy) or a positive"),
         (["sampling.max_tokens=ten"], "sampling.max_tokens: expected int or null, got 'ten'"),
         (["workload.path=no/such.txt"], "workload.path: cannot read no/such.txt"),
         (["workload.path=a.txt", "prompt=b"], "workload.path and prompt cannot both be given"),

@@ -25,7 +25,8 @@ class ReferenceAttention(Attention):
             seq_len = int(meta.seq_lens[seq].item())
             num_pages = -(-seq_len // meta.page_size)
             pages = meta.block_table[seq, :num_pages].long()
-            out[rows] = attend(q[rows], *(gather(c, pages, seq_len) for c in kv_cache), spec)
+            keys, values = (gather(cache, pages, seq_len) for cache in kv_cache)
+            out[rows] = attend(q[rows], keys, values, spec)
         return out
 
 

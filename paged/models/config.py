@@ -13,7 +13,7 @@ from paged.models.presets import PRESETS
 from paged.models.spec import DecoderSpec
 
 EMBEDDED = {"stories": Path(__file__).parent / "stories"}
-CONFIG_FILES = ("*.json", "*.jinja", "*.model", "*.txt")  # configuration and tokenizer
+CONFIG_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]  # configuration and tokenizer
 
 
 def find_model(model: str | Path, with_weights: bool = True) -> Path:
@@ -26,27 +26,25 @@ def find_model(model: str | Path, with_weights: bool = True) -> Path:
         return path
     if path.is_file():
         raise ValueError(f"model must be a folder or a .gguf file, got the file {path}")
+    if path.is_absolute() or str(model).startswith((".", "~")):
+        raise ValueError(f"model must be a folder or a .gguf file, and {path} does not exist")
     return _download(str(model), with_weights)
 
 
 def _download(repo_id: str, with_weights: bool) -> Path:
-    from huggingface_hub import list_repo_files, snapshot_download
+    from huggingface_hub import snapshot_download
 
     try:
-        wanted = CONFIG_FILES
-        if with_weights:
-            try:
-                files = list_repo_files(repo_id)
-            except OSError:  # offline: whatever kind of weights the cache holds
-                files = ["model.safetensors"]
-            has_safetensors = any(file.endswith(".safetensors") for file in files)
-            wanted += ("*.safetensors",) if has_safetensors else ("pytorch_model*.bin",)
-        return Path(snapshot_download(repo_id, allow_patterns=list(wanted)))
+        wanted = [*CONFIG_FILES, "model*.safetensors"] if with_weights else CONFIG_FILES
+        folder = Path(snapshot_download(repo_id, allow_patterns=wanted))
+        if with_weights and not any(folder.glob("*.safetensors")):
+            snapshot_download(repo_id, allow_patterns=["pytorch_model*.bin*"])
+        return folder
     except (OSError, ValueError) as error:
-        presets = f" A preset ({', '.join(PRESETS)}) needs load=dummy." if with_weights else ""
+        hint = "; this preset needs load=dummy" if repo_id in PRESETS else ""
         raise ValueError(
-            f"model must be a folder, a .gguf file, a hub id that can be downloaded or "
-            f"{', '.join(EMBEDDED)}, got {repo_id!r}: {str(error).splitlines()[0]}.{presets}"
+            "model must be a folder, a .gguf file, a hub id that can be downloaded or "
+            f"{', '.join(EMBEDDED)}; got {repo_id!r}: {str(error).splitlines()[0]}{hint}"
         ) from error
 
 

@@ -106,6 +106,7 @@ class GGUFCheckpoint:
             rms_norm_eps=self._entry("attention.layer_norm_rms_epsilon"),
             rope_parameters={"rope_theta": self._entry("rope.freq_base", 10000.0)} | rope,
             attention_bias="blk.0.attn_q.bias" in self.tensors,
+            mlp_bias="blk.0.ffn_up.bias" in self.tensors,
             tie_word_embeddings=tied,
             **tokens,
         )

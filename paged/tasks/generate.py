@@ -91,9 +91,7 @@ def submit(
             params = dataclasses.replace(sampling, **item.sampling)
             requests.append(llm.submit(prompt, params, request_id=str(number)))
         except (ValueError, TypeError) as error:
-            refused.append(
-                {"request_id": str(number), "prompt": item.prompt, "error": str(error)}
-            )
+            refused.append({"request_id": str(number), "prompt": item.prompt, "error": str(error)})
     return requests, refused
 
 
@@ -127,7 +125,7 @@ def shown(output: RequestOutput) -> Text:
         prompt, text = output.prompt, completion.text or f" {completion.token_ids}"
     if len(prompt) > PROMPT_WIDTH:
         prompt = "..." + prompt[-PROMPT_WIDTH:]
-    parts = [(f"[{output.request_id}] ", "cyan"), (prompt, "dim"), text]
+    parts: list[str | tuple[str, str]] = [(f"[{output.request_id}] ", "cyan"), (prompt, "dim"), text]
     if output.error is not None:
         parts.append((f" ({output.error})", "red"))
     return Text.assemble(*parts)
@@ -142,4 +140,5 @@ def progress_line(console: Console) -> Progress:
         TextColumn("{task.fields[state]}"),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )

@@ -5,6 +5,8 @@
     requests.jsonl   a line a request, as it ended
     steps.jsonl      a line a step of the engine
     metrics.json     the numbers of the final table
+
+Requests and steps are written as they come, so a run that fails leaves what it did.
 """
 
 import json

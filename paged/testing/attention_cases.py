@@ -6,6 +6,7 @@ behind, the rows of q past the live tokens; plan entries past the live sequences
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -79,7 +80,7 @@ def attention_case(
     seeds: tuple[int, ...] | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-    **variant: float,
+    **variant: Any,
 ) -> AttentionCase:
     """A batch of sequences with `lens` = ((query tokens, keys), ...).
 

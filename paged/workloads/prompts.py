@@ -60,7 +60,8 @@ class Prompts:
         if path is not None:
             items = read_prompts(Path(path).expanduser())
         else:
-            items = [WorkItem(text) for text in ((prompt,) if prompt is not None else DEFAULT_PROMPTS)]
+            texts = DEFAULT_PROMPTS if prompt is None else (prompt,)
+            items = [WorkItem(text) for text in texts]
         self.items = items[:limit]
 
     def __len__(self) -> int:
@@ -91,7 +92,8 @@ def _entry(line: str, where: str) -> WorkItem:
         raise ValueError(f"workload.path: {where} is not JSON ({error})") from error
     given = [key for key in ENTRY_KEYS if isinstance(entry, dict) and key in entry]
     if len(given) != 1:
-        raise ValueError(f"workload.path: {where} must be an object with 'prompt' or 'prompt_token_ids'")
+        keys = " or ".join(map(repr, ENTRY_KEYS))
+        raise ValueError(f"workload.path: {where} must be an object with {keys}")
     prompt = entry.pop(given[0])
     ids = isinstance(prompt, list) and all(type(token) is int for token in prompt)
     if not (ids if given[0] == "prompt_token_ids" else isinstance(prompt, str)):

@@ -81,12 +81,12 @@ def test_buffers_are_kept_from_step_to_step(device, dtype):
     assert partials == {key: acc.data_ptr() for key, (acc, _) in attention._partials.items()}
 
 
-@pytest.mark.parametrize("num_heads", [1, 8, 12, 20])
-def test_alibi_slopes_are_those_of_bloom(num_heads):
-    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
-
-    bloom = build_alibi_tensor(torch.ones(1, 2), num_heads, torch.float32)[:, 0, 1]
-    torch.testing.assert_close(alibi_slopes(num_heads), bloom)
+def test_alibi_slopes_are_those_of_the_paper():
+    eight = [2.0**-i for i in range(1, 9)]
+    assert alibi_slopes(8).tolist() == eight
+    assert alibi_slopes(1).tolist() == [2.0**-8]
+    twelve = torch.tensor(eight + [2.0**-0.5, 2.0**-1.5, 2.0**-2.5, 2.0**-3.5])
+    torch.testing.assert_close(alibi_slopes(12), twelve)
 
 
 @pytest.mark.parametrize("split_size", [0, 64, 300])

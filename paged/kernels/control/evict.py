@@ -74,12 +74,15 @@ def _num_evicted(counters, low_water):
 
 
 @triton.jit
-def _narrow(counters, histogram, low_water, PASS: tl.constexpr):
-    """Key prefix fixed by the passes before PASS, and how many pages below it are still wanted."""
+def _narrow(counters, histogram, low_water, passes):
+    """Key prefix that the first `passes` passes fixed, and how many of its pages are wanted.
+
+    `passes` is a run-time value, so that one compiled histogram kernel serves every pass.
+    """
     remaining = _num_evicted(counters, low_water)
     prefix = tl.zeros((), dtype=tl.int64)
     digit = tl.arange(0, RADIX)
-    for done in tl.static_range(PASS):
+    for done in range(passes):
         count = tl.load(histogram + done * RADIX + digit).to(tl.int64)
         below = tl.cumsum(count, axis=0)
         # The digit of the last page wanted: the first whose inclusive count reaches `remaining`.
@@ -89,28 +92,28 @@ def _narrow(counters, histogram, low_water, PASS: tl.constexpr):
     return prefix, remaining
 
 
-@triton.jit(do_not_specialize=["low_water"])
+@triton.jit(do_not_specialize=["low_water", "passes"])
 def _histogram_kernel(
-    counters, key, histogram, low_water,
-    PASS: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
+    counters, key, histogram, low_water, passes,
+    N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    prefix, remaining = _narrow(counters, histogram, low_water, PASS)
+    prefix, remaining = _narrow(counters, histogram, low_water, passes)
     if remaining == 0:
         return
     page = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     word = tl.load(key + page, mask=page < N, other=NOT_CACHED)
-    shift = KEY_BITS - (PASS + 1) * RADIX_BITS
+    shift = KEY_BITS - (passes + 1) * RADIX_BITS
     counts = (word < NOT_CACHED) & ((word >> (shift + RADIX_BITS)) == prefix)
     digit = ((word >> shift) & (RADIX - 1)).to(tl.int32)
-    tl.atomic_add(histogram + PASS * RADIX + digit, 1, mask=counts)
+    tl.atomic_add(histogram + passes * RADIX + digit, 1, mask=counts)
 
 
-@triton.jit(do_not_specialize=["low_water"])
+@triton.jit(do_not_specialize=["low_water", "passes"])
 def _count_kernel(
-    counters, key, histogram, block_counts, low_water,
-    PASSES: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
+    counters, key, histogram, block_counts, low_water, passes,
+    N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    threshold, _ = _narrow(counters, histogram, low_water, PASSES)
+    threshold, _ = _narrow(counters, histogram, low_water, passes)
     page = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     word = tl.load(key + page, mask=page < N, other=NOT_CACHED)
     at = block_counts + tl.program_id(0) * 2
@@ -118,17 +121,17 @@ def _count_kernel(
     tl.store(at + 1, tl.sum((word == threshold).to(tl.int32), axis=0))
 
 
-@triton.jit(do_not_specialize=["low_water"])
+@triton.jit(do_not_specialize=["low_water", "passes"])
 def _collect_kernel(
     counters, key, histogram, block_counts, free_ring, serial, entry_of, table_page, table_hash,
-    low_water,
-    PASSES: tl.constexpr, N: tl.constexpr, RING: tl.constexpr, BLOCK: tl.constexpr,
+    low_water, passes,
+    N: tl.constexpr, RING: tl.constexpr, BLOCK: tl.constexpr,
     NUM_BLOCKS: tl.constexpr,
 ):  # fmt: skip
     total = _num_evicted(counters, low_water)
     if total == 0:
         return
-    threshold, ties = _narrow(counters, histogram, low_water, PASSES)
+    threshold, ties = _narrow(counters, histogram, low_water, passes)
     block = tl.arange(0, NUM_BLOCKS)
     earlier = block < tl.program_id(0)
     below_before = tl.sum(tl.load(block_counts + block * 2, mask=earlier, other=0), axis=0)
@@ -173,15 +176,13 @@ def evict(pool, low_water: int, score=None, args: tuple = ()) -> None:
         pool.parent, pool.parent_serial, pool.serial, pool.score, pool.evict_key, args,
         SCORE=score, N=pages, BLOCK=block,
     )  # fmt: skip
-    for digit in range(NUM_PASSES):
-        _histogram_kernel[grid](*scratch, low_water, PASS=digit, N=pages, BLOCK=block)
-    _count_kernel[grid](
-        *scratch, pool.evict_counts, low_water, PASSES=NUM_PASSES, N=pages, BLOCK=block
-    )
+    for passes in range(NUM_PASSES):
+        _histogram_kernel[grid](*scratch, low_water, passes, N=pages, BLOCK=block)
+    _count_kernel[grid](*scratch, pool.evict_counts, low_water, NUM_PASSES, N=pages, BLOCK=block)
     _collect_kernel[grid](
         *scratch, pool.evict_counts, pool.free_ring, pool.serial, pool.entry, pool.table_page,
-        pool.table_hash, low_water,
-        PASSES=NUM_PASSES, N=pages, RING=pool.free_ring.shape[0], BLOCK=block,
+        pool.table_hash, low_water, NUM_PASSES,
+        N=pages, RING=pool.free_ring.shape[0], BLOCK=block,
         NUM_BLOCKS=triton.next_power_of_2(grid[0]),
     )  # fmt: skip
     _settle_kernel[(1,)](pool.counters, low_water)

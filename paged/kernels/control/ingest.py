@@ -14,7 +14,6 @@ import torch
 import triton
 import triton.language as tl
 
-from paged.kernels.control import columns as col
 from paged.kernels.control.columns import (
     ARRIVAL,
     ARRIVAL_MS,
@@ -80,7 +79,7 @@ def _ingest_kernel(
     prompt_capacity,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, MAX_PAGES: tl.constexpr,
     DEPTH: tl.constexpr, MAX_COMMANDS: tl.constexpr, COMMAND_WORDS: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, TILE_PAGES: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, TILE_PAGES: tl.constexpr, NUM_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     index = tl.program_id(0)
     entry = (tl.load(counters + STEP) % DEPTH).to(tl.int32)
@@ -99,7 +98,7 @@ def _ingest_kernel(
         return
 
     prompt_len = tl.load(word + W_PROMPT_LEN).to(tl.int32)
-    for column in tl.static_range(col.NUM_COLUMNS):
+    for column in tl.static_range(NUM_COLUMNS):
         tl.store(columns + column * R + slot, 0)
     tl.store(columns + STATUS * R + slot, WAITING)
     tl.store(columns + ARRIVAL * R + slot, tl.load(word + W_ARRIVAL).to(tl.int32))
@@ -158,7 +157,7 @@ def ingest(requests, pool, commands: Commands, num_commands: int) -> None:
         requests.page_hash, commands.prompts.shape[0],
         R=sizes.num_slots, MAX_LEN_TOKENS=sizes.max_model_len, MAX_PAGES=sizes.max_pages_per_seq,
         DEPTH=depth, MAX_COMMANDS=max_commands, COMMAND_WORDS=width, PAGE_SIZE=sizes.page_size,
-        TILE_PAGES=tile_pages,
+        TILE_PAGES=tile_pages, NUM_COLUMNS=requests.columns.shape[0],
     )  # fmt: skip
 
 

@@ -55,12 +55,16 @@ def _order_kernel(
     CHUNK: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0) * LANES + tl.arange(0, LANES)
-    mine, my_tie, rank, _ = _sort_key(columns, key, counters, slot, args, RANK, R, PREEMPTIVE)
+    mine, my_tie, rank, _is_active = _sort_key(
+        columns, key, counters, slot, args, RANK, R, PREEMPTIVE
+    )
     position = tl.zeros([LANES], dtype=tl.int32)
     active_rows = tl.zeros((), dtype=tl.int32)
     for first in range(0, R, CHUNK):
         other = first + tl.arange(0, CHUNK)
-        theirs, tie, _, active = _sort_key(columns, key, counters, other, args, RANK, R, PREEMPTIVE)
+        theirs, tie, _rank, active = _sort_key(
+            columns, key, counters, other, args, RANK, R, PREEMPTIVE
+        )
         before = (theirs[None, :] < mine[:, None]) | (
             (theirs[None, :] == mine[:, None]) & (tie[None, :] < my_tie[:, None])
         )

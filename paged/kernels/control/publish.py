@@ -32,8 +32,9 @@ from paged.kernels.launch import interpreted
 
 
 @triton.jit
-def _new_pages(columns, canonical, chain_serial, serial, slot, R: tl.constexpr,
-    MAX_PAGES: tl.constexpr, PAGE_SIZE: tl.constexpr,
+def _new_pages(
+    columns, canonical, chain_serial, serial, slot,
+    R: tl.constexpr, MAX_PAGES: tl.constexpr, PAGE_SIZE: tl.constexpr,
 ):  # fmt: skip
     """The row's pages to publish, [begin, end)."""
     begin = tl.load(columns + NUM_PUBLISHED * R + slot)
@@ -46,7 +47,8 @@ def _new_pages(columns, canonical, chain_serial, serial, slot, R: tl.constexpr,
 
 @triton.jit
 def _claim_kernel(
-    columns, counters, token_ids, page_hash, canonical, chain_serial, serial, counts, published_slots, claims,
+    columns, counters, token_ids, page_hash, canonical, chain_serial, serial, counts,
+    published_slots, claims,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, MAX_PAGES: tl.constexpr,
     PAGE_SIZE: tl.constexpr, NUM_BUCKETS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -82,8 +84,8 @@ def _claim_kernel(
 @triton.jit
 def _publish_kernel(
     columns, counters, token_ids, block_table, page_hash, canonical, chain_serial, serial, counts,
-    published_slots, claims, table_hash, table_page, parent, parent_serial, content_hash, page_tokens, entry_of,
-    born, depth, hits,
+    published_slots, claims, table_hash, table_page, parent, parent_serial, content_hash,
+    page_tokens, entry_of, born, depth, hits,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, MAX_PAGES: tl.constexpr,
     PAGE_SIZE: tl.constexpr, NUM_BUCKETS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -184,8 +186,9 @@ def publish(requests, pool, plan) -> None:
     _publish_kernel[grid](
         requests.columns, pool.counters, requests.token_ids, requests.block_table,
         requests.page_hash, requests.canonical, requests.chain_serial, pool.serial, plan.counts,
-        plan.published_slots, pool.claims, pool.table_hash, pool.table_page, pool.parent, pool.parent_serial,
-        pool.content_hash, pool.page_tokens, pool.entry, pool.born, pool.depth, pool.hits, **shape,
+        plan.published_slots, pool.claims, pool.table_hash, pool.table_page, pool.parent,
+        pool.parent_serial, pool.content_hash, pool.page_tokens, pool.entry, pool.born, pool.depth,
+        pool.hits, **shape,
     )  # fmt: skip
 
 

@@ -5,7 +5,8 @@ import inspect
 import pytest
 
 from paged.interfaces import Attention
-from paged.testing.attention_cases import ATTENTION_CASES, attention_case, expected_output
+from paged.testing.attention_cases import ATTENTION_CASES, attention_case
+from paged.kernels.paged_attention_ref import paged_attention_ref
 from paged.testing.tolerances import assert_close
 
 BUILT_IN = [
