@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from paged.arguments import check_arguments, parameters_of
 from paged.eviction.base import ScoreEviction
+from paged.kernels.launch import interpreted
 from paged.kv.paged import PagedKV
 from paged.llm import LLM
 from paged.request import SamplingParams
@@ -30,6 +31,12 @@ WRAPPERS: dict[str, tuple[type, str, int]] = {
     "kv": (PagedKV, "reserve_len", 3),
     "sampler": (ScoreSampler, "score", 3),
 }
+
+
+# Sizes that suit a GPU would make the CPU interpreter crawl: ${gpu_or_cpu:256,8}.
+OmegaConf.register_new_resolver(
+    "gpu_or_cpu", lambda gpu, cpu: cpu if interpreted() else gpu, replace=True
+)
 
 
 def locate(path: str, target: object) -> Callable:

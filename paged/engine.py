@@ -186,7 +186,6 @@ class Engine:
             max_num_tokens=capacity,
             max_seq_len=self._longest(),
         )
-        self.attention.plan(meta)
         logits = self.model.forward(plan, meta, self.attention, capacity)
         self.sampler.sample(logits, requests, plan)
         update(requests, self.pool, plan, self.mailbox.events)

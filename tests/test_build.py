@@ -89,9 +89,11 @@ def test_a_torch_function_is_a_policy_too():
 
 
 def test_a_class_takes_the_knobs_of_its_base():
-    cfg = compose(f"scheduler._target_={__name__}.Shortest", "+scheduler.bias=2")
+    cfg = compose(
+        f"scheduler._target_={__name__}.Shortest", "+scheduler.bias=2", "scheduler.max_num_seqs=5"
+    )
     scheduler = build.component("scheduler", cfg.scheduler)
-    assert (scheduler.bias, scheduler.max_num_seqs) == (2, 256)
+    assert (scheduler.bias, scheduler.max_num_seqs) == (2, 5)
 
 
 @pytest.mark.parametrize(

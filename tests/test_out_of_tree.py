@@ -78,8 +78,9 @@ def show(folder: Path, *overrides: str) -> list[str]:
 
 
 def test_by_target_alone(lab):
-    module, rest = show(lab, "scheduler._target_=mylab.longest.rank", "+scheduler.weight=-2")
-    assert (module, rest.strip()) == ("mylab.longest", "(-2,) 256")
+    target = "scheduler._target_=mylab.longest.rank"
+    module, rest = show(lab, target, "+scheduler.weight=-2", "scheduler.max_num_seqs=5")
+    assert (module, rest.strip()) == ("mylab.longest", "(-2,) 5")
 
 
 def test_by_search_path(lab):

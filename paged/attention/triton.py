@@ -1,6 +1,7 @@
 """Paged attention in Triton: one kernel for decode, chunks and prefill; batch-invariant bits."""
 
 import torch
+from triton import next_power_of_2
 
 from paged.attention.alibi import alibi_slopes
 from paged.interfaces import Attention, AttentionMeta, AttentionSpec
@@ -95,7 +96,8 @@ class TritonAttention(Attention):
     def _workspace(
         self, meta: AttentionMeta, spec: AttentionSpec, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        max_splits = -(-meta.max_seq_len // self.split_size)
+        # a power of two: a bound that grows with the sequences then makes few buffers and kernels
+        max_splits = next_power_of_2(-(-meta.max_seq_len // self.split_size))
         if meta.max_num_tokens > self.max_parallel_tokens or max_splits == 1:
             return None
         key = (spec.num_heads, spec.head_dim, max_splits, device)

@@ -27,14 +27,6 @@ import triton.language as tl
 from paged.kernels.attention_merge import attention_merge, merge_split
 from paged.kernels.attention_tiles import choose_key_block
 from paged.kernels.launch import check_tensor, interpreted
-from paged.kernels.paged_attention_ref import (
-    PAGED_ATTENTION_VARIANTS,
-    paged_attention_inputs,
-    paged_attention_ref,
-)
-
-__all__ = ["PAGED_ATTENTION_VARIANTS", "paged_attention"]
-__all__ += ["paged_attention_inputs", "paged_attention_ref"]
 
 LOG2_E = math.log2(math.e)
 

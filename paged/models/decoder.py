@@ -137,21 +137,15 @@ class Decoder:
             )
         spec, num_tokens = self.spec, plan.num_tokens
         residual, hidden = self.residual[:capacity], self.hidden[:capacity]  # [T, H]
-        positions = plan.positions[:capacity]
-        learned = {}
-        if self.positions is not None:
-            learned = {
-                "positions": positions,
-                "position_weight": self.positions,
-                "position_offset": spec.position_offset,
-            }
         embedding(
             plan.input_ids[:capacity],
             self.embed,
             num_tokens,
             residual,
+            positions=None if self.positions is None else plan.positions[:capacity],
+            position_weight=self.positions,
+            position_offset=spec.position_offset or 0,
             scale=spec.embed_scale,
-            **learned,
         )
         attention.plan(meta)
         for layer, kv_cache in zip(self.layers, self.kv_caches):

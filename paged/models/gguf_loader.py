@@ -1,6 +1,7 @@
 """GGUF files: the configuration from the metadata, and the tensors, dequantised one at a time."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ class GGUFCheckpoint:
                 name,
                 self.file,
                 tuple(int(size) for size in reversed(tensor.shape)),
-                lambda name=name: self._read(name),
+                partial(self._read, name),
             )
             for name, tensor in self.tensors.items()
         ]
@@ -155,7 +156,8 @@ class GGUFCheckpoint:
                 f"{self.file}: tensor {name} has the unsupported type {tensor.tensor_type.name}; "
                 "quantise the file to another one, such as Q4_K or Q8_0"
             ) from error
-        return torch.from_numpy(values.copy())
+        # F32 data are the mapped file itself, which must not be written
+        return torch.from_numpy(values if values.flags.writeable else values.copy())
 
     def convert(self, spec: DecoderSpec, target: Target, values: torch.Tensor) -> torch.Tensor:
         """Undo llama.cpp's order of the rows of Llama's q and k: rotary pairs lie side by side."""

@@ -70,7 +70,7 @@ def load_model(
         else:
             _fill_from_folder(weights, spec, architecture_of(hf_config), path)
     eos_ids = _as_ids(hf_config.eos_token_id)
-    tokenizer_path = path
+    tokenizer_path: Path | None = path
     if path.is_dir():
         eos_ids = _generation_eos(path) or eos_ids
         tokenizer_path = path if any((path / f).is_file() for f in TOKENIZER_FILES) else None

@@ -6,6 +6,7 @@ torch's weights-only unpickler.
 
 import json
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -65,7 +66,7 @@ def _safetensors(file: Path) -> list[StoredTensor]:
             name,
             file,
             tuple(handle.get_slice(name).get_shape()),
-            lambda name=name: handle.get_tensor(name),
+            partial(handle.get_tensor, name),
         )
         for name in handle.keys()  # noqa: SIM118 - not a mapping
     ]
@@ -81,6 +82,6 @@ def _pickled(file: Path) -> list[StoredTensor]:
             f"{file}: corrupt or truncated checkpoint ({error}); copy it again"
         ) from error
     return [
-        StoredTensor(name, file, tuple(tensor.shape), lambda tensor=tensor: tensor)
+        StoredTensor(name, file, tuple(tensor.shape), tensor.detach)
         for name, tensor in values.items()
     ]

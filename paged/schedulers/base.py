@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from paged.interfaces import Scheduler
-from paged.kernels.control.columns import COLUMN_NAMES
+from paged.kernels.control.columns import COLUMN_NAMES, Now
 from paged.kernels.control.order import now_view, order, row_view
 from paged.kernels.control.schedule import schedule
 from paged.kernels.launch import is_kernel_function
@@ -115,25 +115,28 @@ class HostRow:
 
 
 class HostScheduler(RankScheduler):
-    """A policy in plain Python: subclass and write `rank(request, now_ms) -> int`."""
+    """A policy in plain Python: subclass and write `rank(request, now) -> int`.
+
+    Takes the knobs of `RankScheduler` by name.
+    """
 
     def __init__(self, **knobs) -> None:
         super().__init__(**knobs)
 
     @abstractmethod
-    def rank(self, request: HostRow, now_ms: int) -> int:
-        """The request's key, smallest first; an int of 32 bits."""
+    def rank(self, request: HostRow, now: Now) -> int:
+        """The request's key, smallest first; an int of 32 bits. Fields of `now` are ints."""
 
     def order(self, requests: RequestTable, pool: PagePool, plan: StepPlan) -> None:
         columns = dict(zip(COLUMN_NAMES, requests.columns.tolist()))  # the step's synchronisation
-        now_ms = int(now_view(pool).ms)
+        now = Now(*(int(value) for value in now_view(pool)))
         names = [name for name in HostRow.__dataclass_fields__ if name in columns]
         keys = [0] * requests.sizes.num_slots
         for slot, status in enumerate(columns["status"]):
             if status not in (WAITING, RUNNING):
                 continue
             fields = {name: columns[name][slot] for name in names}
-            key = self.rank(HostRow(slot=slot, running=status == RUNNING, **fields), now_ms)
+            key = self.rank(HostRow(slot=slot, running=status == RUNNING, **fields), now)
             if not isinstance(key, int) or not -(2**31) <= key < 2**31:
                 name = type(self).__name__
                 raise ValueError(f"{name}.rank must return an int of 32 bits, got {key!r}")

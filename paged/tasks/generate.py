@@ -125,10 +125,9 @@ def shown(output: RequestOutput) -> Text:
         prompt, text = output.prompt, completion.text or f" {completion.token_ids}"
     if len(prompt) > PROMPT_WIDTH:
         prompt = "..." + prompt[-PROMPT_WIDTH:]
-    parts: list[str | tuple[str, str]] = [(f"[{output.request_id}] ", "cyan"), (prompt, "dim"), text]
-    if output.error is not None:
-        parts.append((f" ({output.error})", "red"))
-    return Text.assemble(*parts)
+    error = "" if output.error is None else f" ({output.error})"
+    name = f"[{output.request_id}] "
+    return Text.assemble((name, "cyan"), (prompt, "dim"), text, (error, "red"))
 
 
 def progress_line(console: Console) -> Progress:

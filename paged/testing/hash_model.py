@@ -33,6 +33,7 @@ class Tracked:
     cached: list[int] = field(default_factory=list)  # tokens taken from the cache, by admission
     num_preemptions: int = 0
     reason: str | None = None
+    expected: tuple[list[int], str] = field(default_factory=lambda: ([], ""))  # of the oracle
 
 
 def kv_word(token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:

@@ -129,7 +129,14 @@ def _check_prefix_table(pool: PagePool) -> None:
         assert at // ways == home, f"page {page} is in bucket {at // ways}, not {home}"
     serials = [number for number in serial if number]
     assert len(set(serials)) == len(serials), "two published pages have the same serial"
+    depth, parent = pool.depth.tolist(), pool.parent.tolist()
+    parent_serial = pool.parent_serial.tolist()
     for page, number in enumerate(serial):
+        above = parent[page]
+        if number and above >= 0 and parent_serial[page] == serial[above]:
+            assert depth[above] == depth[page] - 1, (
+                f"page {page} of depth {depth[page]} follows page {above} of depth {depth[above]}"
+            )
         named = entry[page] >= 0 and table_page[entry[page]] == page
         assert (number > 0) == named, (
             f"page {page} has serial {number} but "

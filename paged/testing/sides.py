@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from paged.eviction.lru import score as lru
 from paged.kernels.control.columns import RUNNING
 from paged.kernels.control.evict import evict, evict_ref, page_view
 from paged.kernels.control.ingest import ingest, ingest_ref
@@ -17,6 +18,7 @@ from paged.kernels.control.schedule import schedule
 from paged.kernels.control.schedule_ref import schedule_ref
 from paged.kernels.control.update import update, update_ref
 from paged.mailbox import Mailbox
+from paged.schedulers.fcfs import rank as fcfs
 from paged.state import WAITING, PagePool, RequestTable, Sizes, StepPlan
 from paged.testing.hash_model import HashModel
 
@@ -26,8 +28,8 @@ class Knobs:
     """A scheduler's and an allocator's settings. `rank`, `score` and `reserve` are Triton
     functions of plain arithmetic, so that the references can call what they wrap."""
 
-    rank: Callable
-    score: Callable
+    rank: Callable = fcfs
+    score: Callable = lru
     reserve: Callable | None = None
     budget: int = 64
     chunk: int = 64

@@ -61,6 +61,7 @@ class Steps:
     def submit(self, prompt: Sequence[int], max_tokens: int, **columns) -> Tracked:
         """Queue a request; `columns` are fields of `Tracked`."""
         request = Tracked(self.arrivals, list(prompt), len(prompt) + max_tokens, **columns)
+        request.expected = oracle(request)
         self.arrivals += 1
         self.queue.append(request)
         return request
@@ -148,6 +149,10 @@ class Steps:
                 request.num_preemptions += 1
             elif event.kind == "token":
                 request.tokens.append(event.value)
+                at, (tokens, _) = len(request.tokens), request.expected
+                assert request.tokens[-1:] == tokens[at - 1 : at], (
+                    f"request {request.arrival} drew {event.value} as token {at} of {tokens}"
+                )
                 assert event.logprob == -0.125 * (event.value + 1), "a token's logprob is another's"
             else:
                 request.reason = REASONS[event.value]
@@ -157,9 +162,8 @@ class Steps:
                 self._check_end(request)
 
     def _check_end(self, request: Tracked) -> None:
-        tokens, reason = oracle(request)
+        tokens, reason = request.expected
         who = f"request {request.arrival}"
-        assert request.tokens == tokens[: len(request.tokens)], f"{who} got {request.tokens}"
         if request.reason in ("stop", "length"):
             assert (request.tokens, request.reason) == (tokens, reason), (
                 f"{who} ended by {request.reason} with {len(request.tokens)} tokens, "

@@ -111,7 +111,7 @@ def tiny_config(case: str) -> Any:
     return AutoConfig.for_model(**TINY_CONFIGS[case])
 
 
-def tiny_model(case: str, seed: int = 0) -> torch.nn.Module:
+def tiny_model(case: str, seed: int = 0) -> Any:
     """A transformers model of the case on the CPU in fp32, every weight random."""
     model = AutoModelForCausalLM.from_config(tiny_config(case), attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
@@ -134,7 +134,7 @@ def save_tiny_model(case: str, folder: str | Path, seed: int = 0, **options: Any
 
 
 @torch.no_grad()
-def transformers_logprobs(model: torch.nn.Module, token_ids: list[int]) -> torch.Tensor:
+def transformers_logprobs(model: Any, token_ids: list[int]) -> torch.Tensor:
     """log p(token i + 1 | tokens 0..i) by transformers, [len(token_ids) - 1] float32."""
     ids = torch.tensor([token_ids])
     logprobs = model(ids).logits[0, :-1].float().log_softmax(-1)

@@ -13,20 +13,20 @@ OPENING = (
     "forest with her mother, her father and her little brown dog. One sunny morning she woke up "
     "early and ran out to the garden. "
 )
-# Four share an opening longer than a page, so that a first run shows prefix hits.
+# Four share an opening longer than a page; the last three find it if they had to wait.
 DEFAULT_PROMPTS = (
+    OPENING + "There she saw",
     "Once upon a time",
     "The little dog ran to the",
-    OPENING + "There she saw",
-    OPENING + "She wanted to",
-    OPENING + "Her dog",
-    OPENING + "Then her mother said",
     "Tom and his mother went to the",
     "The old man looked at the sea and",
     "Anna had a red ball. She",
     "It was raining, so the cat",
     "One day, a bird fell from the tree.",
     "Ben was sad because",
+    OPENING + "She wanted to",
+    OPENING + "Her dog",
+    OPENING + "Then her mother said",
 )
 ENTRY_KEYS = ("prompt", "prompt_token_ids")
 

@@ -85,7 +85,7 @@ def test_alibi_slopes_are_those_of_the_paper():
     eight = [2.0**-i for i in range(1, 9)]
     assert alibi_slopes(8).tolist() == eight
     assert alibi_slopes(1).tolist() == [2.0**-8]
-    twelve = torch.tensor(eight + [2.0**-0.5, 2.0**-1.5, 2.0**-2.5, 2.0**-3.5])
+    twelve = torch.tensor([*eight, 2.0**-0.5, 2.0**-1.5, 2.0**-2.5, 2.0**-3.5])
     torch.testing.assert_close(alibi_slopes(12), twelve)
 
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from paged.kernels.paged_attention import (
+from paged.kernels.paged_attention import paged_attention
+from paged.kernels.paged_attention_ref import (
     PAGED_ATTENTION_VARIANTS,
-    paged_attention,
     paged_attention_inputs,
     paged_attention_ref,
 )

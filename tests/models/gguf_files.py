@@ -55,8 +55,13 @@ def write_gguf(
     model: torch.nn.Module,
     quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     rope_divisors: list[float] | None = None,
+    tokens: list[str] | None = None,
+    merges: list[str] | None = None,
 ) -> None:
-    """Matrices in `quantization`, vectors in F32, the metadata that describes the model."""
+    """Matrices in `quantization`, vectors in F32, the metadata that describes the model.
+
+    With `tokens` and `merges` also a byte-level tokenizer, whose token 2 is special.
+    """
     config = model.config
     writer = gguf.GGUFWriter(file, config.model_type)
     writer.add_block_count(config.num_hidden_layers)
@@ -73,6 +78,12 @@ def write_gguf(
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_eos_token_id(2)
+    if tokens is not None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list(tokens)
+        writer.add_token_merges(merges)
+        writer.add_token_types([3 if i == 2 else 1 for i in range(len(tokens))])
+        writer.add_chat_template("{{ messages[0]['content'] }}:")
     if rope_divisors is not None:
         writer.add_tensor("rope_freqs.weight", np.array(rope_divisors, dtype=np.float32))
     for name, weight in model.state_dict().items():

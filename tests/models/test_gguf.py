@@ -1,13 +1,15 @@
-from gguf import GGMLQuantizationType as Kind
-from gguf_files import write_gguf
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Kind
+from gguf_files import write_gguf
+from tokenizers import pre_tokenizers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from paged.attention.reference import ReferenceAttention
 from paged.models import load_model
 from paged.testing.scoring import score_tokens
 from paged.testing.tiny_models import tiny_model
+from paged.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize("case", ["llama_biased", "qwen2", "qwen3", "gpt2"])
@@ -44,6 +46,21 @@ def test_quantised_matrices_are_dequantised(kind, error, tmp_path, saved_tiny):
     weights = load_model(tmp_path / "tiny.gguf", torch.float32, "cpu").decoder.weights
     for name, weight in weights.items():
         torch.testing.assert_close(weight, expected[name], atol=error, rtol=0)
+
+
+def test_the_tokenizer_of_the_file_is_used(tmp_path):
+    characters = list(
+        dict.fromkeys([*"!?", "<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    )
+    tokens, merges = [*characters[:255], "th", "the"], ["t h", "th e"]
+    write_gguf(tmp_path / "tiny.gguf", tiny_model("qwen2"), tokens=tokens, merges=merges)
+    loaded = load_model(tmp_path / "tiny.gguf", torch.float32, "cpu")
+    tokenizer = load_tokenizer(loaded.tokenizer_path)
+    ids = tokenizer.encode("the hat!")
+    assert [tokens[i] for i in ids] == ["the", "\u0120", "h", "a", "t", "!"]
+    assert tokenizer.decode([*ids, 2]) == "the hat!"
+    assert tokenizer.eos_id == 2
+    assert tokenizer.chat_ids([{"role": "user", "content": "the"}]) == tokenizer.encode("the:")
 
 
 def test_truncated_file_is_named(tmp_path):

@@ -2,8 +2,8 @@ import json
 import shutil
 
 import pytest
-from safetensors.torch import load_file, save_file
 import torch
+from safetensors.torch import load_file, save_file
 
 from paged.models import load_model
 from paged.testing.tiny_models import save_tiny_model, tiny_model
@@ -68,7 +68,7 @@ def test_missing_and_unexpected_tensors_are_named_together(folder):
         tensors["model.layers.0.mlp.extra.weight"] = tensors.pop("model.norm.weight")
 
     rewrite(folder, change)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="does not fit its configuration") as error:
         load(folder)
     assert "1 missing tensors: model.norm.weight" in str(error.value)
     assert "1 unexpected tensors: model.layers.0.mlp.extra.weight" in str(error.value)
@@ -81,7 +81,9 @@ def test_wrong_shape_names_file_and_tensor(folder):
         tensors[name] = tensors[name].T.contiguous()
 
     rewrite(folder, change)
-    with pytest.raises(ValueError, match=r"model\.safetensors: tensor .*1\.mlp\.down_proj") as error:
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors: tensor .*1\.mlp\.down_proj"
+    ) as error:
         load(folder)
     assert "must have shape [40, 72], got [72, 40]" in str(error.value)
 
@@ -103,7 +105,7 @@ def test_missing_shard_is_named(tmp_path):
 
 def test_folder_without_weights_loads_only_as_dummy(folder):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="holds no weights.*load=dummy"):
+    with pytest.raises(ValueError, match=r"holds no weights.*load=dummy"):
         load(folder)
     assert load(folder, load="dummy").spec.num_layers == 2
 
@@ -115,7 +117,7 @@ def edit_config(folder, **entries):
 
 def test_unsupported_architecture_names_the_supported_ones(folder):
     edit_config(folder, architectures=["MambaForCausalLM"])
-    with pytest.raises(ValueError, match="LlamaForCausalLM, .*GPT2LMHeadModel; got 'Mamba"):
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM, .*GPT2LMHeadModel; got 'Mamba"):
         load(folder)
 
 

@@ -53,5 +53,5 @@ def test_a_draw_does_not_depend_on_the_batch(device, sampler_component):
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(2)).to(device)
     together = draw(sampler_component, device, logits, [0, 1, 2, 3])[:4].clone()
     for row in range(4):
-        alone = draw(sampler_component, device, logits[row:].contiguous(), [row])
+        alone = draw(sampler_component, device, logits.roll(-row, 0), [row])
         assert alone[0] == together[row]
