@@ -11,7 +11,7 @@ import sys
 # NumPy reads this when it is first imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import torch  # noqa: E402
+import torch
 
 __version__ = "0.1.0"
 

@@ -1,6 +1,7 @@
 """The engine: it takes requests, runs steps, and holds the parts. It owns no policy.
 
-    ingest -> lookup -> rank -> schedule -> prepare -> model -> sample -> update -> publish -> release
+    ingest -> lookup -> rank -> schedule -> prepare -> model -> sample -> update -> publish
+    -> release
 
 Every stage is a launch over device-resident state; the host only writes commands and reads events.
 """
@@ -12,13 +13,16 @@ from dataclasses import dataclass
 
 import torch
 
+from paged.intake import Limits, LiveRequest
 from paged.interfaces import Attention, AttentionMeta, Eviction, KVManager, Sampler, Scheduler
 from paged.kernels.control.columns import (
-    REASON_ABORT, REASON_ERROR, REASON_LENGTH, REASON_STOP,
+    REASON_ABORT,
+    REASON_ERROR,
+    REASON_LENGTH,
+    REASON_STOP,
 )  # fmt: skip
 from paged.kernels.control.ingest import ingest
 from paged.kernels.control.update import update
-from paged.intake import Limits, LiveRequest
 from paged.mailbox import Event, Mailbox, Submission
 from paged.request import SamplingParams
 from paged.state import RequestTable, Sizes, StepPlan, next_power_of_2

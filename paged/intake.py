@@ -6,7 +6,11 @@ from dataclasses import dataclass, field
 
 from paged.mailbox import Submission
 from paged.request import (
-    MAX_STOP_IDS, CompletionOutput, RequestMetrics, RequestOutput, SamplingParams,
+    MAX_STOP_IDS,
+    CompletionOutput,
+    RequestMetrics,
+    RequestOutput,
+    SamplingParams,
 )  # fmt: skip
 from paged.state import Sizes
 

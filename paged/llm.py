@@ -136,8 +136,7 @@ class LLM:
             raise ValueError("chat needs a tokenizer, and this model has none; pass token ids")
         if not messages:
             raise ValueError("messages must hold at least one message, got none")
-        single = isinstance(messages[0], dict)
-        conversations = [messages] if single else messages
+        conversations: Any = [messages] if isinstance(messages[0], dict) else messages
         prompts = [self.tokenizer.chat_ids(conversation) for conversation in conversations]
         return self.generate(prompts, sampling_params)
 
@@ -153,7 +152,9 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None,
     ) -> list[LiveRequest]:
         """Queue all prompts or, if one of them is refused, none."""
-        several = [prompts] if isinstance(prompts, str) or _is_ids(prompts) else list(prompts)
+        several: list[Any] = (
+            [prompts] if isinstance(prompts, str) or _is_ids(prompts) else list(prompts)
+        )
         if params is None or isinstance(params, SamplingParams):
             each = [params or SamplingParams()] * len(several)
         else:
@@ -178,14 +179,14 @@ class LLM:
     ) -> LiveRequest:
         """Queue one request without running it; `engine.step()` or another call's loop will."""
         text = prompt if isinstance(prompt, str) else None
-        if text is None:
+        if not isinstance(prompt, str):
             ids = list(prompt)
         elif self.tokenizer is None:
             raise ValueError("this model has no tokenizer; pass the prompt as token ids")
-        elif not text:
+        elif not prompt:
             raise ValueError("prompt must hold at least one token, got an empty string")
         else:
-            ids = self.tokenizer.encode(text)
+            ids = self.tokenizer.encode(prompt)
         live = self.engine.submit(ids, params, request_id=request_id, prompt=text)
         if self.tokenizer is not None:
             self._decoders[live.output.request_id] = IncrementalDecoder(self.tokenizer, ids)

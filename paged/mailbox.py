@@ -99,7 +99,11 @@ class Mailbox:
         return self._written - self._consumed + num_tokens <= self.prompt_capacity
 
     def post(
-        self, step: int, now_ms: int, submissions: Sequence[Submission], aborted_slots: Sequence[int]
+        self,
+        step: int,
+        now_ms: int,
+        submissions: Sequence[Submission],
+        aborted_slots: Sequence[int],
     ) -> int:
         """Write the commands of `step`; returns how many there are."""
         words = self._words[step % self.depth]

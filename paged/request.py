@@ -1,4 +1,4 @@
-"""What a caller asks for and what comes back. Names and defaults as in vLLM where both have them."""
+"""What a caller asks for and what comes back. Names and defaults are vLLM's where it has them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -55,7 +55,9 @@ class SamplingParams:
             require(real, f"{name} must be a number", value)
         if self.max_tokens is not None:
             whole = isinstance(self.max_tokens, int)
-            require(whole and self.max_tokens >= 1, "max_tokens must be at least 1", self.max_tokens)
+            require(
+                whole and self.max_tokens >= 1, "max_tokens must be at least 1", self.max_tokens
+            )
             rule = f"min_tokens must be at most max_tokens ({self.max_tokens})"
             require(self.min_tokens <= self.max_tokens, rule, self.min_tokens)
         require(self.min_tokens >= 0, "min_tokens must not be negative", self.min_tokens)

@@ -1,10 +1,9 @@
 """Fixtures of the whole suite: where tests run, and in which precisions."""
 
-import paged  # noqa: F401 - chooses the interpreter before anything imports triton
-
 import pytest
 import torch
 
+import paged  # noqa: F401 - chooses the interpreter before anything imports triton
 from paged.kernels.launch import interpreted
 
 ON_GPU = torch.cuda.is_available() and not interpreted()
@@ -12,6 +11,7 @@ ON_GPU = torch.cuda.is_available() and not interpreted()
 DTYPES = (
     [torch.float32, torch.bfloat16, torch.float16] if ON_GPU else [torch.float32, torch.float16]
 )
+
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")

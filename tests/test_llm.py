@@ -18,7 +18,7 @@ ON_GPU = torch.cuda.is_available()
 NUM_PROMPTS, NUM_TOKENS = (16, 64) if ON_GPU else (4, 10)
 OPENING = "Once upon a time there was a little dog named Max. Max loved to play in the park. "
 PROMPTS = [
-    OPENING + "One day", OPENING + "His friend Lily", "The little girl", "Tom and his mother went to",
+    OPENING + "One day", OPENING + "His friend Lily", "The girl", "Tom and his mother went to",
     "Once upon a time", OPENING, "The old bear was", "A", "In the garden there was a small",
     "It was raining and Mia could not", OPENING + "One day he found a", "The sun", "Ben had a red",
     "Every night the moon", "The cat and the bird", "Sara was sad because",

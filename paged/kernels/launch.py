@@ -14,7 +14,7 @@ def interpreted() -> bool:
 def check_tensor(
     name: str, tensor: torch.Tensor, shape: tuple[int | None, ...], *dtypes: torch.dtype
 ) -> None:
-    """Raise ValueError unless `tensor` is contiguous, of `shape` (None matches any) and `dtypes`."""
+    """Raise ValueError unless `tensor` is contiguous, of `shape` (None: any) and of `dtypes`."""
     fits = tensor.dim() == len(shape) and all(
         want is None or have == want for have, want in zip(tensor.shape, shape)
     )
@@ -23,7 +23,9 @@ def check_tensor(
         raise ValueError(f"{name} must have shape [{wanted}], got {list(tensor.shape)}")
     if dtypes and tensor.dtype not in dtypes:
         allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise ValueError(f"{name} must be {allowed}, got {str(tensor.dtype).removeprefix('torch.')}")
+        raise ValueError(
+            f"{name} must be {allowed}, got {str(tensor.dtype).removeprefix('torch.')}"
+        )
     if not tensor.is_contiguous():
         raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}")
 

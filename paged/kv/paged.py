@@ -14,7 +14,6 @@ from paged.state import PagePool, RequestTable, StepPlan
 from paged.testing.invariants import check_state
 
 
-
 class PagedKV(KVManager):
     """Pages taken as tokens need them, shared by equal prefixes.
 

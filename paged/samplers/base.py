@@ -26,8 +26,8 @@ class ScoreSampler(Sampler):
     def sample(self, logits: torch.Tensor, requests: RequestTable, plan: StepPlan) -> None:
         rows = logits.shape[0]
         sample(
-            logits, plan.sample_slots[:rows], plan.num_samples, requests.temperature, requests.top_k,
-            requests.top_p, requests.min_p, requests.seed, requests.total_len, requests.stop_ids,
+            logits, plan.sample_slots[:rows], plan.num_samples, requests.temperature,
+            requests.top_k, requests.top_p, requests.min_p, requests.seed, requests.total_len, requests.stop_ids,
             requests.min_len, plan.sampled_tokens[:rows], plan.sampled_logprobs[:rows],
             score=self.score,
         )  # fmt: skip

@@ -45,7 +45,7 @@ def test_equal_prompts_of_one_step_publish_one_copy(build):
 
 
 def test_row_whose_chain_was_evicted_publishes_nothing_more(build):
-    steps = build(sizes={"max_num_batched_tokens": 40, "num_pages": 6}, budget=40, chunk=40)
+    steps = build(sizes={"num_pages": 6}, num_buckets=64)
     first, second = steps.submit(PROMPT[:20], 3), steps.submit(PROMPT[:20], 30)
     while first.reason is None:
         steps.step()
@@ -53,11 +53,13 @@ def test_row_whose_chain_was_evicted_publishes_nothing_more(build):
     assert shared != int(steps.state.requests.block_table[second.slot, 0])
     steps.evict(6)
     assert int(steps.state.pool.serial[shared]) == 0
-    other = steps.submit(PROMPT[40:65], 4)  # takes the page for other tokens, at the same depth
+    other = steps.submit(PROMPT[:63][::-1], 4)  # takes the page for other tokens, at depth 3
     while other.reason is None:
         steps.step()
+    assert int(steps.state.pool.serial[shared]) > 0, "the page was published again"
+    assert int(steps.state.pool.depth[shared]) == 3
+    assert second.reason is None
     steps.finish()
-    assert int(steps.state.pool.serial[shared]) > 0, "the page was used again"
     assert int(steps.state.requests.num_published[second.slot]) == 1
 
 

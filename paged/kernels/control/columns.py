@@ -4,7 +4,7 @@
 reads column c of slot s at `c * R + s`. The numbers below are the only place that fixes the order.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -69,37 +69,37 @@ NUM_STOP_IDS = tl.constexpr(8)  # stop token ids a request can have
 class Row(NamedTuple):
     """A request, as `rank` sees it: a lane of every int32 column it may decide by."""
 
-    running: object
-    arrival: object
-    arrival_ms: object
-    admitted: object
-    priority: object
-    client: object
-    prompt_len: object
-    total_len: object
-    max_len: object
-    predicted_len: object
-    deadline_ms: object
-    num_computed_tokens: object
-    num_pages: object
-    cached_len: object
-    num_preemptions: object
+    running: Any
+    arrival: Any
+    arrival_ms: Any
+    admitted: Any
+    priority: Any
+    client: Any
+    prompt_len: Any
+    total_len: Any
+    max_len: Any
+    predicted_len: Any
+    deadline_ms: Any
+    num_computed_tokens: Any
+    num_pages: Any
+    cached_len: Any
+    num_preemptions: Any
 
 
 class Page(NamedTuple):
     """A cached page, as `score` sees it; int32 lanes. Times are steps."""
 
-    last_used: object
-    hits: object
-    born: object
-    depth: object
+    last_used: Any
+    hits: Any
+    born: Any
+    depth: Any
 
 
 class Now(NamedTuple):
     """The engine's clock: the step, and milliseconds since the engine started. int32 scalars."""
 
-    step: object
-    ms: object
+    step: Any
+    ms: Any
 
 
 @triton.jit

@@ -1,0 +1,91 @@
+"""What only a GPU can show: a step that never waits, allocates nothing, and survives a soak."""
+
+import random
+
+import pytest
+import torch
+
+from paged.kv.paged import PagedKV
+from paged.llm import LLM
+from paged.request import SamplingParams
+from paged.schedulers.base import RankScheduler
+from paged.state import FREE
+
+pytestmark = pytest.mark.gpu
+
+
+def busy_llm(num_pages: int = 40) -> LLM:
+    return LLM(
+        kv=PagedKV(num_pages=num_pages),
+        scheduler=RankScheduler(max_num_seqs=8, max_num_batched_tokens=256, watermark=0.0),
+        max_model_len=256,
+        num_slots=16,
+    )
+
+
+def submit_some(llm: LLM, count: int, seed: int) -> list[str]:
+    rng = random.Random(seed)
+    shared = [rng.randrange(2000) for _ in range(rng.choice([0, 20, 40]))]
+    names = []
+    for _ in range(count):
+        prompt = shared + [rng.randrange(2000) for _ in range(rng.randrange(1, 80))]
+        params = SamplingParams(
+            max_tokens=rng.randrange(1, 60), temperature=rng.choice([0.0, 0.8]), top_p=0.9
+        )
+        names.append(llm.submit(prompt, params).output.request_id)
+    return names
+
+
+def test_a_step_never_synchronises():
+    """Admission, chunks, famine, preemption, eviction, draws and ends, all in "error" mode."""
+    llm = busy_llm()
+    submit_some(llm, 12, seed=0)
+    while llm.engine.has_unfinished:  # compiles and allocates whatever a first time needs
+        llm.engine.step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    preempted = []
+    llm.engine.on_step = lambda stats: preempted.append(stats.num_preempted)
+    try:
+        submit_some(llm, 16, seed=0)
+        while llm.engine.has_unfinished:
+            llm.engine.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sum(preempted) > 0
+
+
+def test_a_steady_step_allocates_nothing():
+    llm = busy_llm(num_pages=128)
+    for _ in range(2):
+        submit_some(llm, 8, seed=1)
+        while llm.engine.has_unfinished:
+            llm.engine.step()
+    submit_some(llm, 8, seed=1)
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    while llm.engine.has_unfinished:
+        llm.engine.step()
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+
+
+def test_random_submits_and_aborts_leak_nothing():
+    llm = busy_llm()
+    rng = random.Random(7)
+    live: list[str] = []
+    for step in range(600):
+        if step % 5 == 0 and len(live) < 40:
+            live += submit_some(llm, rng.randrange(4), seed=step)
+        if live and rng.random() < 0.1:
+            llm.abort(live.pop(rng.randrange(len(live))))
+        if llm.engine.has_unfinished:
+            ended = [request.output for request in llm.engine.step() if request.output.finished]
+            assert all(output.error is None for output in ended)
+            gone = {output.request_id for output in ended}
+            live = [name for name in live if name not in gone]
+        if step % 20 == 0:
+            llm.engine.kv.check(llm.engine.requests)
+    while llm.engine.has_unfinished:
+        llm.engine.step()
+    llm.engine.kv.check(llm.engine.requests)
+    assert int((llm.engine.pool.ref_count > 0).sum()) == 0
+    assert bool((llm.engine.requests.status == FREE).all())
