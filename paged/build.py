@@ -33,7 +33,7 @@ WRAPPERS: dict[str, tuple[type, str, int]] = {
 }
 
 
-# Sizes that suit a GPU would make the CPU interpreter crawl: ${gpu_or_cpu:256,8}.
+# Sizes that suit a GPU would make the CPU interpreter crawl: ${gpu_or_cpu:256,16}.
 OmegaConf.register_new_resolver(
     "gpu_or_cpu", lambda gpu, cpu: cpu if interpreted() else gpu, replace=True
 )

@@ -85,8 +85,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("stories", type=Path)
     parser.add_argument("corpus", type=Path)
-    parser.add_argument("--fewest-uses", type=int, default=30, help="stories that use each word")
-    parser.add_argument("--keep", type=float, default=0.8, help="share kept by log-probability")
+    parser.add_argument("--fewest-uses", type=int, default=20, help="stories that use each word")
+    parser.add_argument("--keep", type=float, default=0.95, help="share kept by log-probability")
     args = parser.parse_args()
     lines = args.stories.read_text().splitlines()
     with ProcessPoolExecutor() as pool:

@@ -1,6 +1,6 @@
 """Let a small instruct model write many short stories.
 
-    python generate.py --model SmolLM2-135M-Instruct --out stories.jsonl --seconds 150
+    python generate.py --model SmolLM2-135M-Instruct --out stories.jsonl --seconds 235
 
 `--model` is a Hugging Face folder of a Llama-family model with SmolLM2's chat format. Each line of
 the output is a story that ended by itself, with its mean log-probability a token under the model.
@@ -161,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=150.0, help="start no batch after this")
+    parser.add_argument("--seconds", type=float, default=235.0, help="start no batch after this")
     parser.add_argument("--batch-size", type=int, default=4096)
     parser.add_argument("--max-new-tokens", type=int, default=208)
     parser.add_argument("--max-prompt-tokens", type=int, default=224)

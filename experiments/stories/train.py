@@ -1,6 +1,6 @@
 """Train the story tokenizer and model on a corpus of stories.
 
-    python train.py corpus.txt --out model --seconds 130
+    python train.py corpus.txt --out model --seconds 70
 
 The corpus has one story a paragraph, empty lines between. Training stops by the clock, and the
 learning rate follows a cosine over that time. `--out` becomes a Hugging Face folder in float16.
@@ -182,8 +182,8 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=130.0)
-    parser.add_argument("--epochs", type=float, default=40.0, help="stop after this many, too")
+    parser.add_argument("--seconds", type=float, default=70.0)
+    parser.add_argument("--epochs", type=float, default=14.0, help="stop after this many, too")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -13,6 +13,8 @@ from paged.kernels.attention_tiles import (
 from paged.kernels.launch import interpreted
 from paged.kernels.paged_attention import paged_attention
 
+FAST_DECODE_SPLIT = 256  # numerics=fast: keys a split where few tokens must fill the GPU
+
 
 class TritonAttention(Attention):
     """The engine's default attention; see `paged.kernels.paged_attention`.
@@ -22,6 +24,9 @@ class TritonAttention(Attention):
 
     Args:
         split_size: keys a split, a power of two from 128 up. It is part of a token's bits.
+        numerics: "invariant" keeps `split_size` in every step, so a token's bits do not depend on
+            its batch, chunking or prefix hits; "fast" lets it follow the step's capacity: short
+            splits where few tokens must fill the GPU, one split where many do.
         max_parallel_tokens: steps of at most this capacity give the splits of a long context to
             programs of their own; larger ones have programs enough. The bits are the same. Default
             64, and 0 in the interpreter, where programs run one after another.
@@ -30,7 +35,15 @@ class TritonAttention(Attention):
         ValueError: an argument out of its range.
     """
 
-    def __init__(self, *, split_size: int = 512, max_parallel_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        split_size: int = 512,
+        numerics: str = "invariant",
+        max_parallel_tokens: int | None = None,
+    ) -> None:
+        if numerics not in ("invariant", "fast"):
+            raise ValueError(f"attention.numerics must be invariant or fast, got {numerics!r}")
         if split_size < 128 or split_size & (split_size - 1):
             raise ValueError(
                 f"attention.split_size must be a power of two from 128 up, got {split_size}"
@@ -43,6 +56,7 @@ class TritonAttention(Attention):
                 "0 turns parallel splits off"
             )
         self.split_size = split_size
+        self.numerics = numerics
         self.max_parallel_tokens = max_parallel_tokens
         self._tiles: dict[tuple, torch.Tensor] = {}
         self._partials: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -73,12 +87,19 @@ class TritonAttention(Attention):
             out,
             spec.softmax_scale,
             tokens_per_tile,
-            self.split_size,
+            self._split_size(meta),
             sliding_window=spec.sliding_window,
             logit_softcap=spec.logit_softcap,
             alibi_slopes=self._alibi(spec, q.device) if spec.alibi else None,
             partials=self._workspace(meta, spec, q.device),
         )
+
+    def _split_size(self, meta: AttentionMeta) -> int:
+        if self.numerics == "invariant":
+            return self.split_size
+        if meta.max_num_tokens <= self.max_parallel_tokens:
+            return FAST_DECODE_SPLIT
+        return max(self.split_size, next_power_of_2(meta.max_seq_len))
 
     def _plan_tiles(self, meta: AttentionMeta, tokens_per_tile: int) -> torch.Tensor:
         max_num_seqs = meta.seq_lens.shape[0]
@@ -97,7 +118,7 @@ class TritonAttention(Attention):
         self, meta: AttentionMeta, spec: AttentionSpec, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         # a power of two: a bound that grows with the sequences then makes few buffers and kernels
-        max_splits = next_power_of_2(-(-meta.max_seq_len // self.split_size))
+        max_splits = next_power_of_2(-(-meta.max_seq_len // self._split_size(meta)))
         if meta.max_num_tokens > self.max_parallel_tokens or max_splits == 1:
             return None
         key = (spec.num_heads, spec.head_dim, max_splits, device)

@@ -27,7 +27,8 @@ class ScoreSampler(Sampler):
         rows = logits.shape[0]
         sample(
             logits, plan.sample_slots[:rows], plan.num_samples, requests.temperature,
-            requests.top_k, requests.top_p, requests.min_p, requests.seed, requests.total_len, requests.stop_ids,
+            requests.top_k, requests.top_p, requests.min_p, requests.seed,
+            requests.total_len, requests.stop_ids,
             requests.min_len, plan.sampled_tokens[:rows], plan.sampled_logprobs[:rows],
             score=self.score,
         )  # fmt: skip

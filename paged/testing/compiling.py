@@ -6,6 +6,7 @@ TRITON_INTERPRET=0, and each launch is compiled for the given targets instead of
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import triton
@@ -22,7 +23,7 @@ NAMES = {
 }  # fmt: skip
 
 
-def signature_of(value: object) -> object:
+def signature_of(value: Any) -> Any:
     """Triton's signature of one launch argument."""
     if isinstance(value, torch.Tensor):
         return "*" + NAMES[value.dtype]

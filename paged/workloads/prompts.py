@@ -13,7 +13,7 @@ OPENING = (
     "forest with her mother, her father and her little brown dog. One sunny morning she woke up "
     "early and ran out to the garden. "
 )
-# Four share an opening longer than a page; the last three find it if they had to wait.
+# Four share an opening longer than a page; the last three find it if they are admitted later.
 DEFAULT_PROMPTS = (
     OPENING + "There she saw",
     "Once upon a time",

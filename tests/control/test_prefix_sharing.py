@@ -46,14 +46,14 @@ def test_equal_prompts_of_one_step_publish_one_copy(build):
 
 def test_row_whose_chain_was_evicted_publishes_nothing_more(build):
     steps = build(sizes={"num_pages": 6}, num_buckets=64)
-    first, second = steps.submit(PROMPT[:20], 3), steps.submit(PROMPT[:20], 30)
+    first, second = steps.submit(PROMPT[:20], 3), steps.submit(PROMPT[:20], 14)
     while first.reason is None:
         steps.step()
     shared = int(steps.state.requests.canonical[second.slot, 0])
     assert shared != int(steps.state.requests.block_table[second.slot, 0])
     steps.evict(6)
     assert int(steps.state.pool.serial[shared]) == 0
-    other = steps.submit(PROMPT[:63][::-1], 4)  # takes the page for other tokens, at depth 3
+    other = steps.submit(PROMPT[:63][::-1], 2)  # takes the page for other tokens, at depth 3
     while other.reason is None:
         steps.step()
     assert int(steps.state.pool.serial[shared]) > 0, "the page was published again"
@@ -80,7 +80,7 @@ def test_equal_keys_cost_time_and_nothing_else(build, drive, monkeypatch):
 
 
 def test_full_bucket_stops_publishing_until_eviction(build):
-    steps = build(by="references", num_buckets=1, sizes={"num_pages": 40})
+    steps = build(by="references", num_buckets=1, sizes={"num_pages": 40, "max_num_seqs": 1})
     for start in range(24):
         steps.submit(PROMPT[start : start + 17], 2)
     steps.finish()

@@ -1,0 +1,63 @@
+"""Compile every control kernel, in every variant; prints those compiled for both targets.
+
+Run with TRITON_INTERPRET=0, in a process of its own: Triton reads it when kernels are decorated.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+import paged  # noqa: F401 - has a say in TRITON_INTERPRET
+from paged.eviction.lru import score
+from paged.kernels.control.evict import evict
+from paged.kernels.control.ingest import ingest
+from paged.kernels.control.lookup import lookup
+from paged.kernels.control.order import order
+from paged.kernels.control.prepare import prepare
+from paged.kernels.control.publish import publish
+from paged.kernels.control.release import release
+from paged.kernels.control.schedule import schedule
+from paged.kernels.control.update import update
+from paged.kv.contiguous_max import reserve_len
+from paged.mailbox import Mailbox
+from paged.schedulers.fcfs import rank
+from paged.state import PagePool, RequestTable, Sizes, StepPlan
+from paged.testing.compiling import GFX942, SM90, compiled_launches
+
+
+def control_compile_cases(sizes: Sizes) -> Iterator[Callable[[], None]]:
+    """Launches that reach every kernel and every compile-time branch."""
+    requests, pool, plan = (
+        RequestTable(sizes, "cpu"),
+        PagePool(sizes, "cpu"),
+        StepPlan(sizes, "cpu"),
+    )
+    mailbox = Mailbox(sizes, torch.device("cpu"))
+    state = (requests, pool, plan)
+    yield lambda: ingest(requests, pool, mailbox.commands, 3)
+    yield lambda: lookup(requests, pool)
+    yield lambda: order(*state, rank)
+    yield lambda: order(*state, preemptive=True)
+    yield lambda: schedule(*state, budget=7, chunk=3)
+    yield lambda: schedule(*state, budget=1, chunk=16, reserve=reserve_len, static_batch=True)
+    yield lambda: prepare(*state)
+    yield lambda: update(*state, mailbox.events)
+    yield lambda: publish(*state)
+    yield lambda: release(*state, mailbox.events)
+    yield lambda: evict(pool, 3, score)
+    yield lambda: evict(pool, 3)
+
+
+def main() -> None:
+    sizes = Sizes(
+        num_slots=300, max_num_seqs=100, max_num_batched_tokens=2048, max_model_len=1000,
+        page_size=16, num_pages=3000,
+    )  # fmt: skip
+    with compiled_launches(SM90, GFX942) as compiled:
+        for launch in control_compile_cases(sizes):
+            launch()
+    print(*sorted(name for name, backends in compiled.items() if backends == {"cuda", "hip"}))
+
+
+if __name__ == "__main__":
+    main()
