@@ -79,6 +79,9 @@ def run(arguments: Sequence[str]) -> int:
             raise
         _report(explain(error, arguments))
         return 2
+    except KeyboardInterrupt:
+        _report("interrupted")
+        return 130
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     if len(folders) > 1:

@@ -57,18 +57,18 @@ def choose_num_pages(
     max_model_len: int,
     max_num_seqs: int,
 ) -> int:
-    """Pages of the pool: as configured, or what memory allows (see `PagedKV`).
-
-    Never more than all sequences at full length could hold.
+    """Pages of the pool: as configured, or what memory allows (see `PagedKV`), and then no more
+    than all sequences at full length could hold.
     """
     if kv.num_pages is not None:
         return kv.num_pages
     pages_per_seq = -(-max_model_len // kv.page_size)
     if device.type == "cpu":
         return pages_per_seq * min(max_num_seqs, CPU_SEQUENCES)
+    most = pages_per_seq * max_num_seqs
     page_bytes = kv_bytes_per_page(spec, kv.page_size, dtype)
     free, _ = torch.cuda.mem_get_info(device)
-    pages = int(free * kv.memory_fraction) // page_bytes
+    pages = min(int(free * kv.memory_fraction) // page_bytes, most)
     if pages < pages_per_seq:
         raise ValueError(
             f"kv.memory_fraction={kv.memory_fraction} of the {free / 2**30:.1f} GiB free leaves "

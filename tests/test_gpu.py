@@ -30,7 +30,10 @@ def submit_some(llm: LLM, count: int, seed: int) -> list[str]:
     for _ in range(count):
         prompt = shared + [rng.randrange(2000) for _ in range(rng.randrange(1, 80))]
         params = SamplingParams(
-            max_tokens=rng.randrange(1, 60), temperature=rng.choice([0.0, 0.8]), top_p=0.9
+            max_tokens=rng.randrange(1, 60),
+            temperature=rng.choice([0.0, 0.8]),
+            top_p=0.9,
+            ignore_eos=True,
         )
         names.append(llm.submit(prompt, params).output.request_id)
     return names
@@ -38,8 +41,8 @@ def submit_some(llm: LLM, count: int, seed: int) -> list[str]:
 
 def test_a_step_never_synchronises():
     """Admission, chunks, famine, preemption, eviction, draws and ends, all in "error" mode."""
-    llm = busy_llm()
-    submit_some(llm, 12, seed=0)
+    llm = busy_llm(num_pages=20)
+    submit_some(llm, 16, seed=0)
     while llm.engine.has_unfinished:  # compiles and allocates whatever a first time needs
         llm.engine.step()
     torch.cuda.synchronize()

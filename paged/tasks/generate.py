@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -75,7 +76,9 @@ def generate(
     for record in refused:
         console.print(Text(f"request {record['request_id']} was refused: {record['error']}", "red"))
     console.print(table(summary))
-    console.print(f"run folder: {folder.path}")
+    here = Path.cwd()
+    path = folder.path.relative_to(here) if folder.path.is_relative_to(here) else folder.path
+    console.print(f"run folder: {path}")
 
 
 def submit(

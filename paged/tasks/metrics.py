@@ -161,6 +161,6 @@ def table(summary: dict[str, Any]) -> Table:
         f"{summary['peak_pages']} of {summary['num_pages']}, {summary['page_size']} tokens each",
     )
     split = summary["memory_split"]
-    parts = (f"{name.replace('_', ' ')} {share:.1%}" for name, share in split.items())
-    shown.add_row("memory then", ", ".join(parts))
+    parts = [f"{name.replace('_', ' ')} {share:.1%}" for name, share in split.items()]
+    shown.add_row("memory then", f"{', '.join(parts[:3])},\n{', '.join(parts[3:])}")
     return shown

@@ -80,10 +80,11 @@ class RunFolder:
 
 def provenance() -> dict[str, Any]:
     """What the numbers of this process come from: code, versions, device."""
-    on_gpu = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available() and not interpreted()
+    changes = _git("status", "--porcelain")
     return {
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
+        "git_dirty": None if changes is None else bool(changes),
         "versions": {
             "paged": paged.__version__,
             "python": platform.python_version(),

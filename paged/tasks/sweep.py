@@ -8,19 +8,22 @@ from rich.table import Table
 
 
 def sweep_table(folders: Sequence[Path]) -> Table:
-    """A row a run: its overrides and the main numbers of its `metrics.json`.
+    """A row a run: the overrides it does not share with all others, and its main numbers.
 
-    Runs that ended without metrics have a row of dashes.
+    Runs that ended without a `metrics.json` have a row of dashes.
     """
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in folders]
+    shared = set.intersection(*(set(manifest["overrides"]) for manifest in manifests))
     shown = Table(box=None, pad_edge=False)
-    for name in ("run", "tokens/s", "ttft p50/p99 ms", "tpot p50/p99 ms", "prefix hits",
-                 "preemptions", "peak pages"):  # fmt: skip
-        shown.add_column(name, overflow="fold")
-    for folder in folders:
-        overrides = json.loads((folder / "manifest.json").read_text())["overrides"]
+    shown.add_column("run", no_wrap=True)
+    for name in ("tokens/s", "ttft p50/p99 ms", "tpot p50/p99 ms", "prefix hits",
+                 "preempted", "peak pages"):  # fmt: skip
+        shown.add_column(name)
+    for folder, manifest in zip(folders, manifests):
+        own = [override for override in manifest["overrides"] if override not in shared]
         path = folder / "metrics.json"
         numbers = _numbers(json.loads(path.read_text())) if path.is_file() else ["-"] * 6
-        shown.add_row(" ".join(overrides) or folder.name, *numbers)
+        shown.add_row("\n".join(own) or folder.name, *numbers)
     return shown
 
 

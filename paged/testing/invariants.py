@@ -115,14 +115,16 @@ def _check_pages(pool: PagePool, holders: Counter[int], free: set[int]) -> None:
 
 def _check_prefix_table(pool: PagePool) -> None:
     """The table and the published pages name each other, with the same keys."""
-    table_page, table_hash = pool.table_page.tolist(), pool.table_hash.tolist()
+    used = pool.table_page >= 0
+    keyed_but_empty = (~used & (pool.table_hash != 0)).nonzero().flatten().tolist()
+    assert not keyed_but_empty, f"entries {keyed_but_empty} are empty but have keys"
+    entries = used.nonzero().flatten()
+    table_page = dict(zip(entries.tolist(), pool.table_page[entries].tolist()))
+    table_hash = dict(zip(entries.tolist(), pool.table_hash[entries].tolist()))
     entry, serial = pool.entry.tolist(), pool.serial.tolist()
     key = pool.content_hash.tolist()
     ways = col.BUCKET_WAYS.value
-    for at, page in enumerate(table_page):
-        if page < 0:
-            assert table_hash[at] == 0, f"entry {at} is empty but has a key"
-            continue
+    for at, page in table_page.items():
         assert entry[page] == at, f"entry {at} names page {page}, which says entry {entry[page]}"
         assert table_hash[at] == key[page], f"entry {at} and page {page} have different keys"
         home = (key[page] ^ (key[page] >> 32)) & (pool.num_buckets - 1)
@@ -137,7 +139,7 @@ def _check_prefix_table(pool: PagePool) -> None:
             assert depth[above] == depth[page] - 1, (
                 f"page {page} of depth {depth[page]} follows page {above} of depth {depth[above]}"
             )
-        named = entry[page] >= 0 and table_page[entry[page]] == page
+        named = table_page.get(entry[page]) == page
         assert (number > 0) == named, (
             f"page {page} has serial {number} but "
             f"{'is' if named else 'is not'} named by the prefix table"

@@ -27,13 +27,9 @@ from paged.testing.compiling import GFX942, SM90, compiled_launches
 
 def control_compile_cases(sizes: Sizes) -> Iterator[Callable[[], None]]:
     """Launches that reach every kernel and every compile-time branch."""
-    requests, pool, plan = (
-        RequestTable(sizes, "cpu"),
-        PagePool(sizes, "cpu"),
-        StepPlan(sizes, "cpu"),
-    )
+    requests, pool = RequestTable(sizes, "cpu"), PagePool(sizes, "cpu")
     mailbox = Mailbox(sizes, torch.device("cpu"))
-    state = (requests, pool, plan)
+    state = (requests, pool, StepPlan(sizes, "cpu"))
     yield lambda: ingest(requests, pool, mailbox.commands, 3)
     yield lambda: lookup(requests, pool)
     yield lambda: order(*state, rank)

@@ -7,7 +7,7 @@ def test_prompt_of_many_tiles(build):
         "num_slots": 2, "max_num_seqs": 2, "max_num_batched_tokens": 2 * length,
         "max_model_len": length + 40, "num_pages": 2200,
     }  # fmt: skip
-    steps = build(sizes=sizes, budget=2 * length, chunk=length, num_buckets=2**20)
+    steps = build(sizes=sizes, budget=2 * length, chunk=length, num_buckets=2**18)
     prompt = [(11 * i * i + i) % 64 for i in range(length)]
     first = steps.submit(prompt, 4)
     while first.reason is None:

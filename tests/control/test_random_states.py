@@ -12,7 +12,7 @@ from paged.kernels.control.evict import evict, evict_ref
 from paged.kernels.control.order import order, order_ref
 from paged.kernels.control.schedule import schedule
 from paged.kernels.control.schedule_ref import schedule_ref
-from paged.state import RUNNING, WAITING, PagePool, RequestTable, Sizes, StepPlan
+from paged.state import RUNNING, WAITING, PagePool, RequestTable, Sizes
 from paged.testing.sides import Side, assert_same_state
 
 
@@ -138,13 +138,10 @@ def test_plan_starts_empty_for_idle_steps(device):
         num_slots=4, max_num_seqs=2, max_num_batched_tokens=16, max_model_len=64, page_size=16,
         num_pages=8,
     )  # fmt: skip
-    requests, pool, plan = (
-        RequestTable(sizes, device),
-        PagePool(sizes, device),
-        StepPlan(sizes, device),
-    )
-    order(requests, pool, plan, by_priority)
-    schedule(requests, pool, plan, budget=16, chunk=16)
+    side = Side(sizes, device, None)
+    order(side.requests, side.pool, side.plan, by_priority)
+    schedule(side.requests, side.pool, side.plan, budget=16, chunk=16)
+    plan = side.plan
     assert plan.counts[:3].tolist() == [0, 0, 0]
     assert plan.order.tolist() == [0, 1, 2, 3]
     assert plan.cu_seqlens_q.tolist() == [0, 0, 0]
