@@ -86,10 +86,14 @@ def model_settings(
 
 
 def engine_settings(
-    *, seed: int = 0, device: str | None = None, num_slots: int | None = None
+    *,
+    seed: int = 0,
+    device: str | None = None,
+    engine: str = "auto",
+    num_slots: int | None = None,
 ) -> dict[str, Any]:
     """The engine's top-level keys as arguments of `LLM`."""
-    return {"seed": seed, "device": device, "num_slots": num_slots}
+    return {"seed": seed, "device": device, "engine": engine, "num_slots": num_slots}
 
 
 def llm(cfg: DictConfig) -> LLM:

@@ -1,9 +1,7 @@
-"""The engine: it takes requests, runs steps, and holds the parts. It owns no policy.
+"""The engine: the host's side. It takes requests, launches steps ahead, and reads their events.
 
-    ingest -> lookup -> rank -> schedule -> prepare -> model -> sample -> update -> publish
-    -> release
-
-Every stage is a launch over device-resident state; the host only writes commands and reads events.
+It owns no policy and never waits in a synchronising call: what the device does is in step.py, and
+the two talk through the mailbox.
 """
 
 import time
@@ -13,19 +11,19 @@ from dataclasses import dataclass
 
 import torch
 
+from paged.graphs import EagerSteps, GraphSteps
 from paged.intake import Limits, LiveRequest
-from paged.interfaces import Attention, AttentionMeta, Eviction, KVManager, Sampler, Scheduler
+from paged.interfaces import Attention, Eviction, KVManager, Model, Sampler, Scheduler
 from paged.kernels.control.columns import (
     REASON_ABORT,
     REASON_ERROR,
     REASON_LENGTH,
     REASON_STOP,
 )  # fmt: skip
-from paged.kernels.control.ingest import ingest
-from paged.kernels.control.update import update
 from paged.mailbox import Event, Mailbox, Submission
 from paged.request import SamplingParams
-from paged.state import RequestTable, Sizes, StepPlan, next_power_of_2
+from paged.state import RequestTable, Sizes, StepPlan
+from paged.step import Step
 
 REASONS = {
     REASON_STOP.value: "stop",
@@ -60,16 +58,17 @@ class Engine:
     """Runs steps over one model.
 
     Args:
-        model: has `forward(plan, meta, attention, capacity) -> logits [S, vocab] float32`.
         vocab_size: token ids of prompts must be below it.
         eos_ids: tokens that end a request unless it ignores them.
         seed: requests without a seed of their own draw theirs from it, in order of submission.
+        graphs: capture the step in CUDA graphs and replay them.
+        in_flight: steps launched before the events of the first are read.
     """
 
     def __init__(
         self,
         *,
-        model,
+        model: Model,
         sizes: Sizes,
         scheduler: Scheduler,
         kv: KVManager,
@@ -80,18 +79,33 @@ class Engine:
         vocab_size: int,
         eos_ids: Sequence[int] = (),
         seed: int = 0,
+        graphs: bool = False,
+        in_flight: int = 1,
     ) -> None:
-        self.model, self.sizes, self.device = model, sizes, device
-        self.scheduler, self.kv, self.eviction = scheduler, kv, eviction
-        self.attention, self.sampler = attention, sampler
-        self.seed = seed
+        self.model, self.sizes, self.device, self.seed = model, sizes, device, seed
+        self.kv, self.in_flight = kv, in_flight
         self.requests = RequestTable(sizes, device)
         self.pool = kv.allocate(self.requests, device)
-        self.step_plan = StepPlan(sizes, device)
         self.mailbox = Mailbox(sizes, device)
-        self.reserve_len = kv.reserve_len
+        if not 1 <= in_flight < self.mailbox.depth:
+            raise ValueError(
+                f"in_flight must be from 1 to {self.mailbox.depth - 1} steps, got {in_flight}"
+            )
         self.limits = Limits(sizes, vocab_size, tuple(eos_ids), reserves=kv.reserve_len is not None)
-        self.low_water = max(1, int(kv.low_water * sizes.num_pages))
+        self.device_step = Step(
+            sizes=sizes,
+            requests=self.requests,
+            pool=self.pool,
+            plan=StepPlan(sizes, device),
+            mailbox=self.mailbox,
+            scheduler=scheduler,
+            kv=kv,
+            eviction=eviction,
+            attention=attention,
+            sampler=sampler,
+            model=model,
+            low_water=max(1, int(kv.low_water * sizes.num_pages)),
+        )
         below = [size for size in CAPACITIES if size < sizes.max_num_batched_tokens]
         self.capacities = (*below, sizes.max_num_batched_tokens)
         self.on_step: Callable[[StepStats], None] | None = None
@@ -104,7 +118,13 @@ class Engine:
         self._by_id: dict[str, LiveRequest] = {}
         self._free_slots = list(range(sizes.num_slots - 1, -1, -1))
         self._aborting: list[LiveRequest] = []
+        self._launched: deque[tuple[int, int]] = deque()  # steps in flight: number, capacity
         self._free_pages, self._shortfall = sizes.num_pages, 0
+        self._steps: EagerSteps | GraphSteps = EagerSteps(self.device_step)
+        if graphs:
+            steps = GraphSteps(self.device_step, self.capacities)
+            self._capture(steps)
+            self._steps = steps
 
     def submit(
         self,
@@ -143,58 +163,58 @@ class Engine:
         return bool(self._by_id)
 
     def step(self) -> list[LiveRequest]:
-        """Run one step; returns the requests that got tokens or ended."""
+        """Bring one step to its end; returns the requests that got tokens or ended.
+
+        Launches ahead first, until `in_flight` steps are on the device; what those do, the caller
+        learns from the next calls.
+        """
         began = time.perf_counter()
-        submissions = self._take_submissions()
-        aborted = [live.slot for live in self._aborting if live.slot >= 0]
-        now_ms = int((began - self._started) * 1000)
-        num_commands = self.mailbox.post(self.num_steps, now_ms, submissions, aborted)
-        self._aborting.clear()
-        capacity = self._capacity()
-        self._launch(capacity, num_commands)
-        header, events = self.mailbox.wait(self.num_steps, self._device_idle)
+        while len(self._launched) < self.in_flight and self.has_unfinished:
+            self._launch()
+        if not self._launched:
+            return []
+        number, capacity = self._launched.popleft()
+        header, events = self.mailbox.wait(number, self._device_idle)
         self._free_pages, self._shortfall = header["free_pages"], header["shortfall"]
         touched = self._apply(events)
         header.pop("num_events"), header.pop("num_published_rows")
         stats = StepStats(
-            step=self.num_steps,
+            step=number,
             cached_tokens=sum(e.value for e in events if e.kind == "admitted"),
             recomputed_tokens=sum(e.value for e in events if e.kind == "preempted"),
             capacity=capacity,
             seconds=time.perf_counter() - began,
             **header,
         )
-        self.num_steps += 1
         if self.on_step is not None:
             self.on_step(stats)
         return touched
 
-    def _launch(self, capacity: int, num_commands: int) -> None:
-        """The whole step, without a look at any result of it."""
-        requests, plan = self.requests, self.step_plan
-        if self._free_pages < self.low_water or self._shortfall > 0:
-            self.eviction.evict(self.pool, self.low_water)
-        ingest(requests, self.pool, self.mailbox.commands, num_commands)
-        self.kv.lookup(requests)
-        self.scheduler.schedule(
-            requests, self.pool, plan, capacity=capacity, reserve=self.reserve_len
-        )
-        self.kv.reserve(requests, plan)
-        meta = AttentionMeta(
-            block_table=plan.block_table,
-            cu_seqlens_q=plan.cu_seqlens_q,
-            seq_lens=plan.seq_lens,
-            num_seqs=plan.num_seqs,
-            num_tokens=plan.num_tokens,
-            page_size=self.sizes.page_size,
-            max_num_tokens=capacity,
-            max_seq_len=self._longest(),
-        )
-        logits = self.model.forward(plan, meta, self.attention, capacity)
-        self.sampler.sample(logits, requests, plan)
-        update(requests, self.pool, plan, self.mailbox.events)
-        self.kv.commit(requests, plan)
-        self.kv.release(requests, plan, self.mailbox.events)
+    def _launch(self) -> None:
+        """Send the next step to the device, with the commands that are due."""
+        submissions = self._take_submissions()
+        num_aborts = self.mailbox.max_commands - len(submissions)
+        aborting = [live for live in self._aborting if live.slot >= 0]
+        self._aborting = aborting[num_aborts:]
+        aborted = [live.slot for live in aborting[:num_aborts]]
+        now_ms = int((time.perf_counter() - self._started) * 1000)
+        num_commands = self.mailbox.post(self.num_steps, now_ms, submissions, aborted)
+        capacity = self._capacity()
+        if self._free_pages < self.device_step.low_water or self._shortfall > 0:
+            self._steps.maintain()
+        longest = max((live.max_len for live in self._by_slot.values()), default=1)
+        self._steps.run(capacity, num_commands, longest)
+        self._launched.append((self.num_steps, capacity))
+        self.num_steps += 1
+
+    def _capture(self, steps: GraphSteps) -> None:
+        """Run every capacity once without a request, then capture."""
+        for capacity in steps.capacities:
+            self.mailbox.post(self.num_steps, 0, [], [])
+            steps.run_uncaptured(capacity)
+            self.mailbox.wait(self.num_steps, self._device_idle, timeout=600)
+            self.num_steps += 1
+        steps.capture()
 
     def _take_submissions(self) -> list[Submission]:
         """Give slots to queued requests, as far as slots and the mailbox allow."""
@@ -212,19 +232,19 @@ class Engine:
         return submissions
 
     def _capacity(self) -> int:
-        """The smallest regime that holds all tokens that could run; the device clamps to it."""
-        wanted = sum(
-            len(live.output.prompt_token_ids) + len(live.output.outputs[0].token_ids)
-            if live.prefilling
-            else 1
-            for live in self._by_slot.values()
-        )
-        return next((size for size in self.capacities if size >= wanted), self.capacities[-1])
+        """The smallest regime that holds all tokens that could run; the device clamps to it.
 
-    def _longest(self) -> int:
-        """A bound of every sequence's keys; powers of two, so that few values occur."""
-        longest = max((live.max_len for live in self._by_slot.values()), default=1)
-        return min(next_power_of_2(longest), self.sizes.max_model_len)
+        Steps in flight may have taken prompt tokens the host has not heard of yet. Taking that as
+        done may guess too little, which only leaves work to the next step.
+        """
+        prompts = sum(
+            len(live.output.prompt_token_ids) + len(live.output.outputs[0].token_ids)
+            for live in self._by_slot.values()
+            if live.prefilling
+        )
+        underway = sum(capacity for _, capacity in self._launched)
+        wanted = max(0, prompts - underway) + len(self._by_slot)
+        return next((size for size in self.capacities if size >= wanted), self.capacities[-1])
 
     def _device_idle(self) -> bool:
         return self.device.type != "cuda" or torch.cuda.current_stream(self.device).query()

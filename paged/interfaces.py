@@ -12,13 +12,20 @@ pages of a sequence.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from paged.state import PagePool, RequestTable, StepPlan
 
 
-class Scheduler(ABC):
+class Part:
+    """What every interface shares."""
+
+    capturable: bool = True  # False: reads the device on the host, so it cannot be in a CUDA graph
+
+
+class Scheduler(Part, ABC):
     """Decides who runs in a step and with how many tokens."""
 
     max_num_seqs: int  # sequences that run at once
@@ -37,7 +44,7 @@ class Scheduler(ABC):
         """
 
 
-class Eviction(ABC):
+class Eviction(Part, ABC):
     """Decides which cached pages go when pages are wanted."""
 
     @abstractmethod
@@ -46,7 +53,7 @@ class Eviction(ABC):
         the last schedule is covered, or nothing cached is left. Never touches a held page."""
 
 
-class KVManager(ABC):
+class KVManager(Part, ABC):
     """Owns the page pool: what is found, reserved, published and given back."""
 
     page_size: int
@@ -108,10 +115,10 @@ class AttentionMeta:
     max_seq_len: int  # bound of seq_lens, known on the host
 
 
-class Attention(ABC):
+class Attention(Part, ABC):
     """Attention over paged keys and values."""
 
-    def plan(self, meta: AttentionMeta) -> None:  # noqa: B027 - most implementations need none
+    def plan(self, meta: AttentionMeta) -> None:
         """Called once a step, before the first layer."""
 
     @abstractmethod
@@ -135,7 +142,7 @@ class Attention(ABC):
         """
 
 
-class Sampler(ABC):
+class Sampler(Part, ABC):
     """Draws a token for every sampled row."""
 
     @abstractmethod
@@ -145,4 +152,16 @@ class Sampler(ABC):
 
         Writes `plan.sampled_tokens` [S] int32 and `plan.sampled_logprobs` [S] float32 (of the raw
         distribution) for the first `plan.num_samples` rows. A row whose logits hold NaN draws -1.
+        """
+
+
+class Model(Protocol):
+    """What the step needs of a model; `paged.models.decoder.Decoder` is one."""
+
+    def forward(
+        self, plan: StepPlan, meta: AttentionMeta, attention: Attention, capacity: int
+    ) -> torch.Tensor:
+        """Logits [min(S, capacity), vocab] float32 of the rows `plan.logits_indices`.
+
+        Writes this step's keys and values, and calls `attention.plan` before its first layer.
         """

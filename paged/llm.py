@@ -37,6 +37,8 @@ class LLM:
         num_slots: rows of the request table; requests beyond it queue on the host.
         seed: of requests that bring none.
         load: "auto" or "dummy" (random weights).
+        engine: "graph" replays captured CUDA graphs, two steps ahead of the host; "eager" launches
+            every kernel from Python; "auto" is graph on a GPU where every part can be captured.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class LLM:
         num_slots: int | None = None,
         seed: int = 0,
         load: str = "auto",
+        engine: str = "auto",
     ) -> None:
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
@@ -91,20 +94,35 @@ class LLM:
         self.model.allocate(
             sizes.max_num_batched_tokens, sizes.max_num_seqs, sizes.page_size, sizes.num_pages
         )
+        attention = TritonAttention() if attention is None else attention
+        sampler = StochasticSampler() if sampler is None else sampler
+        parts = (scheduler, kv, eviction, attention, sampler)
+        graphs = self._use_graphs(engine, all(part.capturable for part in parts))
         self.engine = Engine(
+            graphs=graphs,
+            in_flight=2 if graphs else 1,
             model=self.model,
             sizes=sizes,
             scheduler=scheduler,
             kv=kv,
             eviction=eviction,
-            attention=attention if attention is not None else TritonAttention(),
-            sampler=sampler if sampler is not None else StochasticSampler(),
+            attention=attention,
+            sampler=sampler,
             device=self.device,
             vocab_size=self.spec.vocab_size,
             eos_ids=loaded.eos_ids,
             seed=seed,
         )
         self._decoders: dict[str, IncrementalDecoder] = {}
+
+    def _use_graphs(self, engine: str, capturable: bool) -> bool:
+        if engine not in ("auto", "graph", "eager"):
+            raise ValueError(f"engine must be auto, graph or eager, got {engine!r}")
+        if engine == "graph" and self.device.type != "cuda":
+            raise ValueError(
+                "engine=graph needs a GPU; use engine=eager or auto in the interpreter"
+            )
+        return engine == "graph" or (engine == "auto" and self.device.type == "cuda" and capturable)
 
     def generate(
         self,

@@ -21,6 +21,21 @@ def test_famine_preempts_and_changes_nothing(device):
     assert sum(request.output.metrics.num_preemptions for request in live) > 0
 
 
+@pytest.mark.parametrize("in_flight", [2, 5])
+def test_steps_launched_ahead_change_nothing(device, in_flight):
+    engine = oracle_engine(device, num_pages=11, in_flight=in_flight, num_slots=4, max_num_seqs=4)
+    live = answer_all(engine, ragged_prompts(7)[3:], num_tokens=60)
+    assert sum(request.output.metrics.num_preemptions for request in live) > 0
+    gone = [engine.submit(prompt, SamplingParams(max_tokens=60)) for prompt in ragged_prompts(6)]
+    for _ in range(3):
+        engine.step()
+    for request in gone[:4]:
+        engine.abort(request.output.request_id)
+    run_to_end(engine)
+    reasons = [request.output.outputs[0].finish_reason for request in gone]
+    assert reasons == ["abort"] * 4 + ["length"] * 2
+
+
 def test_shared_prefixes_are_found(device):
     engine = oracle_engine(device)
     answer_all(engine, ragged_prompts(3, shared=48), num_tokens=4)

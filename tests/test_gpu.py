@@ -14,8 +14,9 @@ from paged.state import FREE
 pytestmark = pytest.mark.gpu
 
 
-def busy_llm(num_pages: int = 40) -> LLM:
+def busy_llm(num_pages: int = 40, engine: str = "eager") -> LLM:
     return LLM(
+        engine=engine,
         kv=PagedKV(num_pages=num_pages),
         scheduler=RankScheduler(max_num_seqs=8, max_num_batched_tokens=256, watermark=0.0),
         max_model_len=256,
@@ -39,9 +40,13 @@ def submit_some(llm: LLM, count: int, seed: int) -> list[str]:
     return names
 
 
-def test_a_step_never_synchronises():
+ENGINES = pytest.mark.parametrize("engine", ["eager", "graph"])
+
+
+@ENGINES
+def test_a_step_never_synchronises(engine):
     """Admission, chunks, famine, preemption, eviction, draws and ends, all in "error" mode."""
-    llm = busy_llm(num_pages=20)
+    llm = busy_llm(num_pages=20, engine=engine)
     submit_some(llm, 16, seed=0)
     while llm.engine.has_unfinished:  # compiles and allocates whatever a first time needs
         llm.engine.step()
@@ -58,8 +63,9 @@ def test_a_step_never_synchronises():
     assert sum(preempted) > 0
 
 
-def test_a_steady_step_allocates_nothing():
-    llm = busy_llm(num_pages=128)
+@ENGINES
+def test_a_steady_step_allocates_nothing(engine):
+    llm = busy_llm(num_pages=128, engine=engine)
     for _ in range(2):
         submit_some(llm, 8, seed=1)
         while llm.engine.has_unfinished:
@@ -71,8 +77,9 @@ def test_a_steady_step_allocates_nothing():
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
 
 
-def test_random_submits_and_aborts_leak_nothing():
-    llm = busy_llm()
+@ENGINES
+def test_random_submits_and_aborts_leak_nothing(engine):
+    llm = busy_llm(engine=engine)
     rng = random.Random(7)
     live: list[str] = []
     for step in range(600):
@@ -86,9 +93,31 @@ def test_random_submits_and_aborts_leak_nothing():
             gone = {output.request_id for output in ended}
             live = [name for name in live if name not in gone]
         if step % 20 == 0:
+            torch.cuda.synchronize()  # steps in flight change what the check reads
             llm.engine.kv.check(llm.engine.requests)
     while llm.engine.has_unfinished:
         llm.engine.step()
     llm.engine.kv.check(llm.engine.requests)
     assert int((llm.engine.pool.ref_count > 0).sum()) == 0
     assert bool((llm.engine.requests.status == FREE).all())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_graphs_give_the_bits_of_the_eager_engine(precision):
+    prompts = [[seed + 1] * (3 + 11 * seed) for seed in range(12)]
+    params = [
+        SamplingParams(temperature=0.7 * (seed % 2), max_tokens=40, seed=seed, ignore_eos=True)
+        for seed in range(12)
+    ]
+    runs = []
+    for engine in ("eager", "graph"):
+        llm = LLM(
+            dtype=precision,
+            engine=engine,
+            kv=PagedKV(num_pages=48),
+            scheduler=RankScheduler(max_num_seqs=8, max_num_batched_tokens=256),
+            max_model_len=256,
+        )
+        outputs = [request.outputs[0] for request in llm.generate(prompts, params)]
+        runs.append([(output.token_ids, output.logprobs) for output in outputs])
+    assert runs[0] == runs[1]

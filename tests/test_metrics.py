@@ -8,8 +8,9 @@ from rich.console import Console
 
 from paged.engine import StepStats
 from paged.intake import LiveRequest
+from paged.kernels.control.columns import HEAD, NUM_CACHED
 from paged.request import CompletionOutput, RequestMetrics, RequestOutput, SamplingParams
-from paged.state import RUNNING, RequestTable, Sizes
+from paged.state import RUNNING, PagePool, RequestTable, Sizes
 from paged.tasks.metrics import RunMetrics, table
 
 
@@ -42,7 +43,9 @@ def metrics() -> RunMetrics:
     requests.arrival[:2] = torch.tensor([0, 1])
     requests.num_computed_tokens[:2] = torch.tensor([20, 16])
     requests.num_pages[:2] = torch.tensor([4, 1])
-    metrics = RunMetrics(SimpleNamespace(requests=requests, sizes=sizes))
+    pool = PagePool(sizes, "cpu")
+    pool.counters[HEAD.value], pool.counters[NUM_CACHED.value] = 6, 1
+    metrics = RunMetrics(SimpleNamespace(requests=requests, pool=pool, sizes=sizes))
     metrics.begin()
     metrics.step(step(num_tokens=36, num_seqs=2, free_pages=4, cached_pages=1, cached_tokens=16))
     metrics.step(step(num_tokens=2, num_seqs=2, free_pages=8, cached_pages=1, num_preempted=1))

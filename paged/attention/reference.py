@@ -9,6 +9,8 @@ from paged.interfaces import Attention, AttentionMeta, AttentionSpec
 class ReferenceAttention(Attention):
     """Softmax over the gathered pages in fp32. Reads sizes on the host: for checks, not serving."""
 
+    capturable = False
+
     def forward(
         self,
         q: torch.Tensor,

@@ -41,6 +41,8 @@ class ScoreEviction(Eviction):
 class HostEviction(Eviction):
     """A policy in plain Python: subclass and write `score(page, now) -> int`."""
 
+    capturable = False
+
     @abstractmethod
     def score(self, page: Page, now: Now) -> int:
         """The page's score, an int of 32 bits; fields of `page` and `now` are ints."""

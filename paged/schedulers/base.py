@@ -120,6 +120,8 @@ class HostScheduler(RankScheduler):
     Takes the knobs of `RankScheduler` by name.
     """
 
+    capturable = False
+
     def __init__(self, **knobs) -> None:
         super().__init__(**knobs)
 

@@ -40,13 +40,15 @@ def generate(
     """
     console = Console(soft_wrap=True, highlight=False)
     metrics = RunMetrics(llm.engine)
-    requests, refused = submit(llm, workload, sampling)
-    outputs = [live.output for live in requests]
-    if not outputs:
-        raise ValueError(refused[0]["error"] if refused else "workload: there is no prompt")
     with folder, progress_line(console) as progress:
         logger.start(folder.config, folder.manifest, folder.path)
-        task = progress.add_task("", total=len(outputs), state="")
+        metrics.begin()
+        requests, refused = submit(llm, workload, sampling)
+        for record in refused:
+            folder.request(record)
+        if not requests:
+            raise ValueError(refused[0]["error"] if refused else "workload: there is no prompt")
+        task = progress.add_task("", total=len(requests), state="")
 
         def on_step(stats: StepStats) -> None:
             record = dataclasses.asdict(stats)
@@ -56,7 +58,6 @@ def generate(
             progress.update(task, state=metrics.line(stats))
 
         llm.engine.on_step = on_step
-        metrics.begin()
         try:
             for output in llm.stream([]):
                 if output.finished:
@@ -64,11 +65,10 @@ def generate(
                     progress.advance(task)
         finally:
             llm.engine.on_step = None
-        for record in refused:
-            folder.request(record)
         summary = metrics.summary(requests, num_refused=len(refused))
         folder.metrics(summary)
         logger.finish(summary)
+    outputs = [live.output for live in requests]
     for output in outputs[:show]:
         console.print(shown(output), end="\n\n")
     if len(outputs) > show:

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from rich.table import Table
 
 from paged.engine import Engine, StepStats
 from paged.intake import LiveRequest
+from paged.kernels.control.columns import COLUMN_NAMES, HEAD, NUM_CACHED, TAIL
 from paged.state import RUNNING
 
 PERCENTILES = (50, 90, 99)
@@ -17,16 +19,20 @@ PERCENTILES = (50, 90, 99)
 class RunMetrics:
     """Sums over steps, and a snapshot of memory where most pages were in use.
 
-    Taking the snapshot reads the request table, once for each step that sets a new peak.
+    A step that sets a new peak has the request table copied to the host, behind the steps in flight
+    and without waiting for them: the snapshot may be that many steps late, but is one state.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.sizes = engine.sizes
+        self.requests, self.pool, self.sizes = engine.requests, engine.pool, engine.sizes
         self.num_steps = self.computed_tokens = self.sequences = 0
         self.preemptions = self.cached_tokens = self.recomputed_tokens = 0
-        self.peak_pages, self.peak_cached = 0, 0
-        self.peak_rows: list[tuple[int, int, int]] = []
+        self.peak_pages = 0
+        pinned = self.requests.columns.is_cuda
+        self._columns = torch.zeros(
+            self.requests.columns.shape, dtype=torch.int32, pin_memory=pinned
+        )
+        self._counters = torch.zeros(self.pool.counters.shape, dtype=torch.int64, pin_memory=pinned)
 
     def begin(self) -> None:
         self.started = time.perf_counter()
@@ -40,16 +46,9 @@ class RunMetrics:
         self.recomputed_tokens += stats.recomputed_tokens
         used = self.sizes.num_pages - stats.free_pages - stats.cached_pages
         if used > self.peak_pages:
-            self.peak_pages, self.peak_cached = used, stats.cached_pages
-            self.peak_rows = self._rows()
-
-    def _rows(self) -> list[tuple[int, int, int]]:
-        """(arrival, computed tokens, pages held) of every running row."""
-        table = self.engine.requests
-        columns = (table.status, table.arrival, table.num_computed_tokens, table.num_pages)
-        rows = zip(*(column.tolist() for column in columns))
-        return [(arrival, computed, held) for status, arrival, computed, held in rows
-                if status == RUNNING]  # fmt: skip
+            self.peak_pages = used
+            self._columns.copy_(self.requests.columns, non_blocking=True)
+            self._counters.copy_(self.pool.counters, non_blocking=True)
 
     def line(self, stats: StepStats) -> str:
         """What the progress line says beside the finished requests."""
@@ -105,26 +104,32 @@ class RunMetrics:
         Of the slots held beyond a request's computed tokens, those that it went on to fill were
         reserved, and the rest was internal waste. Shared pages count once.
         """
-        page_size = self.sizes.page_size
+        if self.requests.columns.is_cuda:
+            torch.cuda.synchronize(self.requests.columns.device)  # the copies; the run is over
+        page_size, num_pages = self.sizes.page_size, self.sizes.num_pages
         final = {
             live.ticket: len(live.output.prompt_token_ids) + len(live.output.outputs[0].token_ids)
             for live in requests
         }
+        names = ("status", "arrival", "num_computed_tokens", "num_pages")
+        columns = (self._columns[COLUMN_NAMES.index(name)].tolist() for name in names)
         reserved = internal = 0
-        for arrival, computed, held in self.peak_rows:
-            unused = held * page_size - computed
-            to_come = min(unused, max(0, final[arrival] - computed))
-            reserved += to_come
-            internal += unused - to_come
-        slots = self.sizes.num_pages * page_size
-        split = {
-            "token_states": self.peak_pages * page_size - reserved - internal,
+        for status, arrival, computed, held in zip(*columns):
+            if status == RUNNING:
+                unused = held * page_size - computed
+                to_come = min(unused, max(0, final.get(arrival, 0) - computed))
+                reserved += to_come
+                internal += unused - to_come
+        counters = self._counters.tolist()
+        free, cached = counters[TAIL.value] - counters[HEAD.value], counters[NUM_CACHED.value]
+        slots = {
+            "token_states": (num_pages - free - cached) * page_size - reserved - internal,
             "reserved": reserved,
             "internal_waste": internal,
-            "cached": self.peak_cached * page_size,
-            "free": (self.sizes.num_pages - self.peak_pages - self.peak_cached) * page_size,
+            "cached": cached * page_size,
+            "free": free * page_size,
         }
-        return {name: count / slots for name, count in split.items()}
+        return {name: count / (num_pages * page_size) for name, count in slots.items()}
 
 
 def table(summary: dict[str, Any]) -> Table:

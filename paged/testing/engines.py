@@ -30,6 +30,7 @@ def oracle_engine(
     num_slots: int = 8,
     max_model_len: int = 160,
     nan_after: tuple[int, ...] = (),
+    in_flight: int = 1,
     **knobs,
 ) -> Engine:
     """An engine whose answers `engine.model.continuation` tells; `knobs` are RankScheduler's."""
@@ -54,6 +55,7 @@ def oracle_engine(
         attention=ReferenceAttention(),
         sampler=GreedySampler(),
         device=torch.device(device),
+        in_flight=in_flight,
         vocab_size=VOCAB_SIZE,
     )
 
@@ -85,10 +87,12 @@ def answer_all(
 ) -> list[LiveRequest]:
     """Run all prompts at once and assert that every answer is the oracle's."""
     sampling = SamplingParams(max_tokens=num_tokens, ignore_eos=True, **params)
+    oracle = engine.model
+    assert isinstance(oracle, OracleModel), "only the oracle model's answers are known"
     requests = [engine.submit(prompt, sampling) for prompt in prompts]
     run_to_end(engine)
     for request, prompt in zip(requests, prompts):
         completion = request.output.outputs[0]
         assert completion.finish_reason == "length", completion.finish_reason
-        assert completion.token_ids == engine.model.continuation(prompt, num_tokens)
+        assert completion.token_ids == oracle.continuation(prompt, num_tokens)
     return requests

@@ -6,11 +6,18 @@ in it, so that none passes by being idle.
 """
 
 import pytest
+import triton
 
 from paged.kernels.control import lookup, publish
 from paged.kv.contiguous_max import reserve_len
 from paged.schedulers.priority import rank as priority
 from paged.schedulers.sjf import rank as sjf
+
+
+@triton.jit
+def roots_first(page, now):
+    return page.depth
+
 
 FAMINE = {"num_pages": 5, "max_model_len": 80}
 EDGE = (15, 16, 31)  # prompts that soon want another page
@@ -21,6 +28,11 @@ CASES = {
         {"sizes": FAMINE},
         {"seed": 25, "lengths": EDGE, "longest": 20},
         ("num_preempted", "shortfall"),
+    ),
+    "roots_evicted_first": (
+        {"score": roots_first, "sizes": {"num_pages": 9}},
+        {"seed": 29},
+        ("shortfall",),
     ),
     "aborts": (
         {"sizes": FAMINE},

@@ -13,6 +13,11 @@ from paged.testing.invariants import check_state
 PROMPT = [(7 * i * i + 3) % 64 for i in range(80)]
 
 
+@triton.jit
+def roots_first(page, now):
+    return page.depth
+
+
 def num_published(steps) -> int:
     return int((steps.state.pool.serial > 0).sum())
 
@@ -101,6 +106,25 @@ def test_deepest_page_of_a_chain_is_evicted_first(build):
         assert sorted(pool.depth[pool.serial > 0].tolist()) == list(range(left))
         steps.evict(pool.num_free() + 1)
         check_state(steps.state.requests, pool)
+
+
+def test_page_whose_parent_was_evicted_is_not_found_and_goes_first(build):
+    steps = build(score=roots_first)
+    steps.submit(PROMPT[:50], 2)
+    steps.finish()
+    pool = steps.state.pool
+    assert sorted(pool.depth[pool.serial > 0].tolist()) == [0, 1, 2]
+    steps.evict(pool.num_free() + 1)
+    assert sorted(pool.depth[pool.serial > 0].tolist()) == [1, 2]
+    again = steps.submit(PROMPT[:50], 2)
+    steps.step()
+    assert again.cached == [0]
+    orphan = int(
+        (pool.depth == 1).logical_and(pool.ref_count == 0).logical_and(pool.serial > 0).nonzero()
+    )
+    steps.finish()
+    steps.evict(pool.num_free() + 1)
+    assert int(pool.serial[orphan]) == 0, "before the root that a score of 0 would let go"
 
 
 def test_nan_ends_its_request_only_and_is_never_shared(build):

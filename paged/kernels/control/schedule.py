@@ -113,10 +113,8 @@ def _schedule_kernel(
     pages = tl.maximum((booked_len + PAGE_SIZE - 1) // PAGE_SIZE - held_or_hit, 0)
     pages = tl.where(grant > 0, pages, 0)
     pages_incl = tl.cumsum(pages, axis=0)
-    booked = (grant > 0) & ((pages == 0) | (pages_incl <= free))
-    # Head of line: a waiting row runs only if every eligible waiting row before it does.
-    held_up = tl.cumsum((eligible & waiting & ~booked).to(tl.int32), axis=0)
-    run = booked & (running | (held_up == 0))
+    # A waiting lane always wants a page, so once one fails, all waiting lanes after it fail too.
+    run = (grant > 0) & ((pages == 0) | (pages_incl <= free))
     wanted = tl.sum(pages, axis=0)
     tl.store(counters + SHORTFALL, tl.maximum(wanted - free, 0).to(tl.int64))
 

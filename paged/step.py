@@ -1,0 +1,77 @@
+"""The step, stage by stage: the device's side of the engine.
+
+    ingest -> lookup -> rank -> schedule -> prepare -> model -> sample -> update -> publish
+    -> release
+
+Every stage is a launch over device-resident state. Nothing here looks at a result, so the whole can
+be captured in a CUDA graph (see graphs.py) and replayed ahead of what the host knows.
+"""
+
+from dataclasses import dataclass
+
+from paged.interfaces import (
+    Attention,
+    AttentionMeta,
+    Eviction,
+    KVManager,
+    Model,
+    Sampler,
+    Scheduler,
+)  # fmt: skip
+from paged.kernels.control.ingest import ingest
+from paged.kernels.control.update import update
+from paged.mailbox import Mailbox
+from paged.state import PagePool, RequestTable, Sizes, StepPlan
+
+
+@dataclass(frozen=True)
+class Step:
+    """The parts of one step."""
+
+    sizes: Sizes
+    requests: RequestTable
+    pool: PagePool
+    plan: StepPlan
+    mailbox: Mailbox
+    scheduler: Scheduler
+    kv: KVManager
+    eviction: Eviction
+    attention: Attention
+    sampler: Sampler
+    model: Model
+    low_water: int  # pages to keep free
+
+    def run(self, capacity: int, num_commands: int, max_seq_len: int) -> None:
+        """Launch every stage once.
+
+        Args:
+            capacity: tokens at most; the scheduler clamps its grants to it on the device.
+            num_commands: bound of the host's commands for this step.
+            max_seq_len: bound of every sequence's length.
+        """
+        requests, plan = self.requests, self.plan
+        ingest(requests, self.pool, self.mailbox.commands, num_commands)
+        self.kv.lookup(requests)
+        self.scheduler.schedule(
+            requests, self.pool, plan, capacity=capacity, reserve=self.kv.reserve_len
+        )
+        self.kv.reserve(requests, plan)
+        meta = AttentionMeta(
+            block_table=plan.block_table,
+            cu_seqlens_q=plan.cu_seqlens_q,
+            seq_lens=plan.seq_lens,
+            num_seqs=plan.num_seqs,
+            num_tokens=plan.num_tokens,
+            page_size=self.sizes.page_size,
+            max_num_tokens=capacity,
+            max_seq_len=max_seq_len,
+        )
+        logits = self.model.forward(plan, meta, self.attention, capacity)
+        self.sampler.sample(logits, requests, plan)
+        update(requests, self.pool, plan, self.mailbox.events)
+        self.kv.commit(requests, plan)
+        self.kv.release(requests, plan, self.mailbox.events)
+
+    def maintain(self) -> None:
+        """Between steps: evict cached pages where free ones run short."""
+        self.eviction.evict(self.pool, self.low_water)
