@@ -18,6 +18,14 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
+def check_page_size(page_size: int) -> None:
+    """Raise ValueError unless a page can have this many tokens."""
+    if page_size < 16 or page_size & (page_size - 1):
+        below = next_power_of_2(page_size) // 2
+        near = "the least is 16" if page_size < 16 else f"the nearest are {below} and {below * 2}"
+        raise ValueError(f"kv.page_size must be a power of two from 16 up, got {page_size}; {near}")
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Every capacity of the engine's state; all counts are positive."""
@@ -33,12 +41,7 @@ class Sizes:
         for name, value in vars(self).items():
             if value < 1:
                 raise ValueError(f"{name} must be positive, got {value}")
-        if self.page_size < 16 or self.page_size & (self.page_size - 1):
-            below = max(16, next_power_of_2(self.page_size) // 2)
-            raise ValueError(
-                f"kv.page_size must be a power of two from 16 up, got {self.page_size}; "
-                f"the nearest are {below} and {max(32, below * 2)}"
-            )
+        check_page_size(self.page_size)
         if self.max_num_seqs > self.num_slots:
             raise ValueError(
                 f"scheduler.max_num_seqs must be at most num_slots ({self.num_slots}), "

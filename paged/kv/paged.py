@@ -10,7 +10,7 @@ from paged.kernels.control.prepare import prepare
 from paged.kernels.control.publish import publish
 from paged.kernels.control.release import release
 from paged.kernels.control.update import Events
-from paged.state import PagePool, RequestTable, StepPlan
+from paged.state import PagePool, RequestTable, StepPlan, check_page_size
 from paged.testing.invariants import check_state
 
 
@@ -43,6 +43,9 @@ class PagedKV(KVManager):
         for name, value in (("memory_fraction", memory_fraction), ("low_water", low_water)):
             if not 0 <= value <= 1:
                 raise ValueError(f"kv.{name} must be in [0, 1], got {value}")
+        check_page_size(page_size)
+        if num_pages is not None and num_pages < 1:
+            raise ValueError(f"kv.num_pages must be positive, got {num_pages}")
         self.page_size = page_size
         self.num_pages = num_pages
         self.memory_fraction = memory_fraction
