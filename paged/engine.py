@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -232,18 +233,23 @@ class Engine:
         return submissions
 
     def _capacity(self) -> int:
-        """The smallest regime that holds all tokens that could run; the device clamps to it.
+        """The smallest regime that holds the tokens that will probably run.
 
-        Steps in flight may have taken prompt tokens the host has not heard of yet. Taking that as
-        done may guess too little, which only leaves work to the next step.
+        A guess: steps in flight may have taken prompt tokens the host has not heard of yet, and
+        the policy may admit others than the first in line. The device clamps to the capacity, so a
+        guess too small only leaves work to the next step.
         """
-        prompts = sum(
+        running = [live for live in self._by_slot.values() if live.running]
+        seats = max(0, self.sizes.max_num_seqs - len(running))
+        waiting = (live for live in self._by_slot.values() if not live.running)
+        prompts = [live for live in running if live.prefilling] + list(islice(waiting, seats))
+        wanted = sum(
             len(live.output.prompt_token_ids) + len(live.output.outputs[0].token_ids)
-            for live in self._by_slot.values()
-            if live.prefilling
+            for live in prompts
         )
-        underway = sum(capacity for _, capacity in self._launched)
-        wanted = max(0, prompts - underway) + len(self._by_slot)
+        seats = min(len(self._by_slot), self.sizes.max_num_seqs)
+        underway = sum(max(0, capacity - seats) for _, capacity in self._launched)
+        wanted = max(0, wanted - underway) + seats
         return next((size for size in self.capacities if size >= wanted), self.capacities[-1])
 
     def _device_idle(self) -> bool:
@@ -258,9 +264,10 @@ class Engine:
             output, metrics = live.output.outputs[0], live.output.metrics
             if event.kind == "admitted":
                 metrics.num_cached_tokens += event.value
+                live.running = True
             elif event.kind == "preempted":
                 metrics.num_preemptions += 1
-                live.prefilling = True
+                live.prefilling, live.running = True, False
             elif event.kind == "token":
                 live.prefilling = False
                 output.token_ids.append(event.value)

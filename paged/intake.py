@@ -27,7 +27,8 @@ class LiveRequest:
     stop_ids: list[int]
     ticket: int  # order of submission
     slot: int = -1  # -1: not on the device
-    prefilling: bool = True
+    prefilling: bool = True  # has drawn no token since it was last admitted
+    running: bool = False  # admitted, as far as the host has heard
     new_tokens: list[int] = field(default_factory=list)  # not turned into text yet
 
     def submission(self, started: float, engine_seed: int) -> Submission:

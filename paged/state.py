@@ -112,8 +112,9 @@ class PagePool:
     ) -> None:
         pages = sizes.num_pages
         self.sizes = sizes
-        # Half-full buckets at most, so that one of 16 ways is nearly always open.
-        self.num_buckets = num_buckets or next_power_of_2(max(1, pages // 8))
+        # One bucket of 16 ways for each page: a full bucket, or two pages of one step in the same
+        # bucket, would keep the rest of a chain from being published.
+        self.num_buckets = num_buckets or next_power_of_2(pages)
         entries = self.num_buckets * col.BUCKET_WAYS.value
 
         def ints(*shape: int, value: int = 0, dtype: torch.dtype = torch.int32) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from paged.kernels.launch import check_tensor, interpreted
+from paged.kernels.launch import check_tensor, interpreted, rows_per_program
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 GATED_ACTIVATION_VARIANTS = tuple({"activation": name} for name in ACTIVATIONS[:-1])
@@ -74,10 +74,8 @@ def gated_activation(
     capacity, width = out.shape
     check_tensor("gate_up", gate_up, (capacity, 2 * width))
     check_tensor("num_tokens", num_tokens, (1,), torch.int32)
-    if interpreted():
-        block_t, block_i = 64, min(triton.next_power_of_2(width), 8192)
-    else:
-        block_t, block_i = 1, 1024
+    block_i = min(triton.next_power_of_2(width), 8192) if interpreted() else 1024
+    block_t = rows_per_program(capacity, block_i)
     grid = (triton.cdiv(capacity, block_t), triton.cdiv(width, block_i))
     if capacity == 0:
         return

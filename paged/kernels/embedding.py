@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from paged.kernels.launch import check_tensor, interpreted
+from paged.kernels.launch import check_tensor, rows_per_program
 
 EMBEDDING_VARIANTS = ({"learned_positions": True},)
 
@@ -81,7 +81,7 @@ def embedding(
         check_tensor("positions", positions, (capacity,), torch.int32)
         check_tensor("position_weight", position_weight, (None, hidden_size), weight.dtype)
     block_h = triton.next_power_of_2(hidden_size)
-    block_t = max(1, min(64, 2**18 // block_h)) if interpreted() else 1
+    block_t = rows_per_program(capacity, block_h)
     if capacity == 0:
         return
     _embedding_kernel[(triton.cdiv(capacity, block_t),)](

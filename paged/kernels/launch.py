@@ -3,12 +3,23 @@
 import os
 
 import torch
+import triton
 from triton.runtime.jit import KernelInterface
 
 
 def interpreted() -> bool:
     """True when Triton runs kernels on the CPU through its interpreter."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def rows_per_program(capacity: int, width: int) -> int:
+    """Rows of `width` columns that a program takes where rows do not meet: 1 on a GPU.
+
+    An operation of the interpreter takes as long for many rows as for one: there up to 64.
+    """
+    if not interpreted():
+        return 1
+    return max(1, min(64, triton.next_power_of_2(max(capacity, 1)), 2**18 // width))
 
 
 def check_tensor(

@@ -51,8 +51,9 @@ FULL_TILES = ((16, 16, 32, 4, 4), (64, 32, 32, 4, 4))
 FULL_LARGE = (64, 64, 8, 3)
 # below this many programs of 32 columns an H200 (132 SMs) is not full: halve the columns
 FULL_WAVE = 132
-INTERPRETER_N = (16, 64, 128, 256, 512, 1024)
-INTERPRETER_K = (16, 64, 128, 256, 512)
+# in the interpreter few large tiles, and steps over K that need no mask where a size divides K
+INTERPRETER_N = 2048
+INTERPRETER_K = (512, 256, 128, 64)
 
 
 def linear_tiles(
@@ -61,7 +62,9 @@ def linear_tiles(
     """The tile of a launch; `block_k` depends on the weight's shape and dtype alone."""
     if interpreted:
         block_m = min(max(16, triton.next_power_of_2(capacity)), 64)
-        block_n, block_k = _interpreter_tile(out_features, in_features)
+        block_n = min(max(16, triton.next_power_of_2(out_features)), INTERPRETER_N)
+        padded = min(max(16, triton.next_power_of_2(in_features)), INTERPRETER_K[0])
+        block_k = next((size for size in INTERPRETER_K if in_features % size == 0), padded)
         return Tiles(block_m, block_n, block_k, 4, 1)
     half = dtype != torch.float32
     block_k = min(128 if half else 32, max(16, triton.next_power_of_2(in_features)))
@@ -73,17 +76,6 @@ def linear_tiles(
             return Tiles(block_m, block_n, block_k, num_warps, num_stages)
     block_m, block_n, num_warps, num_stages = large
     return Tiles(block_m, block_n, block_k, num_warps, num_stages)
-
-
-def _interpreter_tile(out_features: int, in_features: int) -> tuple[int, int]:
-    """(block_n, block_k) of least time: loading an element costs 40 ns, padding included."""
-
-    def milliseconds(tile: tuple[int, int]) -> float:
-        block_n, block_k = tile
-        steps = triton.cdiv(in_features, block_k)
-        return triton.cdiv(out_features, block_n) * (2 + steps * (0.5 + 4e-5 * block_n * block_k))
-
-    return min(((n, k) for n in INTERPRETER_N for k in INTERPRETER_K), key=milliseconds)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from paged.kernels.launch import check_tensor, interpreted
+from paged.kernels.launch import check_tensor, rows_per_program
 
 KINDS = ("rms", "layer")
 NORM_VARIANTS = (
@@ -104,7 +104,7 @@ def norm(
     if residual is not None:
         check_tensor("residual", residual, (capacity, hidden_size), x.dtype)
     block_h = triton.next_power_of_2(hidden_size)
-    block_t = max(1, min(64, 2**18 // block_h)) if interpreted() else 1
+    block_t = rows_per_program(capacity, block_h)
     if capacity == 0:
         return
     _norm_kernel[(triton.cdiv(capacity, block_t),)](

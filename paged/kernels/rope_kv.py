@@ -7,8 +7,8 @@ A pair is (i, i + rotary_dim / 2), or (2i, 2i + 1) if interleaved. Then K and V 
 slot = page * page_size + offset, -1 skips the token. RoPE is Su et al., "RoFormer" (2021).
 
 Grid: (capacity * heads / BLOCK_R,), where a row is one head of one token, q heads first, then k,
-then v, as they lie in qkv. All tensors contiguous, arithmetic fp32. BLOCK_R depends on head_dim
-alone, so a row's bits do not depend on the batch.
+then v, as they lie in qkv. All tensors contiguous, arithmetic fp32. On a GPU BLOCK_R depends on
+head_dim alone, so a row's bits do not depend on the batch.
 """
 
 import torch
@@ -158,9 +158,11 @@ def rope_kv(
         if rotary_dim % 2 or rotary_dim > head_dim:
             raise ValueError(f"rotary_dim must be even and <= {head_dim}, got {rotary_dim}")
     block_d = triton.next_power_of_2(head_dim)
-    block_r = max(1, (2**16 if interpreted() else 1024) // block_d)
+    block_r = max(1, 1024 // block_d)
     if capacity == 0:
         return
+    if interpreted():
+        block_r = min(triton.next_power_of_2(capacity * heads), max(1, 2**16 // block_d))
     _rope_kv_kernel[(triton.cdiv(capacity * heads, block_r),)](
         qkv,
         positions,
