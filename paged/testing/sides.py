@@ -1,7 +1,7 @@
 """The control kernels and their references, each on a copy of the state of its own."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -28,9 +28,9 @@ class Knobs:
     """A scheduler's and an allocator's settings. `rank`, `score` and `reserve` are Triton
     functions of plain arithmetic, so that the references can call what they wrap."""
 
-    rank: Callable = fcfs
-    score: Callable = lru
-    reserve: Callable | None = None
+    rank: Any = fcfs
+    score: Any = lru
+    reserve: Any = None
     budget: int = 64
     chunk: int = 64
     watermark: int = 0

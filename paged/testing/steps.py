@@ -79,7 +79,8 @@ class Steps:
         for side in self.sides:
             getattr(side, name)(self.knobs, *args)
         if len(self.sides) == 2:
-            assert_same_state(*self.sides, stage=name, step=self.num_steps)
+            kernels, references = self.sides
+            assert_same_state(kernels, references, stage=name, step=self.num_steps)
 
     def evict(self, low_water: int) -> None:
         self.stage("evict", low_water)
@@ -111,7 +112,7 @@ class Steps:
 
     def _post(self) -> int:
         """Write the commands of this step into each side's mailbox."""
-        submissions = []
+        submissions: list[Submission] = []
         room = self.state.mailbox.max_commands - len(self.aborts)
         while self.queue and self.free_slots and len(submissions) < room:
             request = self.queue.popleft()
@@ -137,6 +138,7 @@ class Steps:
         """Follow the events of this step; every token is checked against the oracle."""
         results = [side.mailbox.poll(self.num_steps) for side in self.sides]
         assert all(result is not None for result in results), "a step's events are incomplete"
+        assert results[0] is not None
         self.header, events = results[0]
         for name, value in self.header.items():
             self.totals[name] = self.totals.get(name, 0) + value
