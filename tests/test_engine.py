@@ -129,6 +129,12 @@ def test_stop_tokens_and_min_tokens(device):
     run_to_end(engine)
     assert live.output.outputs[0].token_ids == expected[: first + 1]
     assert live.output.outputs[0].finish_reason == "stop"
+    # Until min_tokens the stop token cannot be drawn: the answer leaves the oracle's there.
+    params = SamplingParams(max_tokens=12, min_tokens=first + 1, stop_token_ids=[stop])
+    live = engine.submit(prompt, params)
+    run_to_end(engine)
+    assert live.output.outputs[0].token_ids[:first] == expected[:first]
+    assert live.output.outputs[0].token_ids[first] != stop
 
 
 @pytest.mark.parametrize(

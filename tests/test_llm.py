@@ -61,6 +61,7 @@ def precisions():
 
 
 VARIANTS = {
+    "chunks_of_1": {"chunk": 1},
     "chunks_of_7": {"chunk": 7},
     "chunks_of_64": {"chunk": 64},
     "two_at_a_time": {"max_num_seqs": 2},
@@ -78,15 +79,9 @@ def test_answers_do_not_depend_on_how_they_are_served(device, expected, variant,
     assert answers(make_llm(precision, **VARIANTS[variant])) == expected(precision)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", precisions())
-def test_answers_do_not_depend_on_chunks_of_one(device, expected, precision):
-    assert answers(make_llm(precision, chunk=1)) == expected(precision)
-
-
 @pytest.mark.parametrize("precision", precisions())
 def test_answers_survive_famine(device, expected, precision):
-    pages = 24 if ON_GPU else 9
+    pages = 24 if ON_GPU else 6
     llm = make_llm(precision, kv={"num_pages": pages}, watermark=0.0)
     preempted = []
     llm.engine.on_step = lambda stats: preempted.append(stats.num_preempted)

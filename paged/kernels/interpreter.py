@@ -19,6 +19,7 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+import triton
 import triton.language as tl
 from triton._utils import validate_block_shape
 from triton.runtime import interpreter
@@ -169,7 +170,9 @@ def make_patch_lang(patch_lang):
 
 
 def speed_up() -> None:
-    """Apply the remedies to the interpreter of this process."""
+    """Apply the remedies to the interpreter of this process, if it is the version they are for."""
+    if not triton.__version__.startswith("3.7."):
+        return
     interpreter._patch_lang = make_patch_lang(interpreter._patch_lang)
     interpreter.InterpretedFunction.__call__ = call_in_kernel
     builder = interpreter.interpreter_builder
