@@ -48,11 +48,20 @@ def test_rows_past_num_tokens_stay_untouched(num_tokens, with_rows, device, dtyp
     assert inputs["out"][num_tokens:].isnan().all()
 
 
-@pytest.mark.parametrize("in_features", [129, 576, 2048])
-def test_bits_of_a_row_do_not_depend_on_the_batch(in_features, device, dtype):
-    shape = {"in_features": in_features, "out_features": 96, "with_bias": True}
+@pytest.mark.parametrize(
+    ("in_features", "out_features"),
+    [
+        (129, 96),
+        (576, 96),
+        (2048, 96),
+        *(pytest.param(1000, n, marks=pytest.mark.gpu) for n in (4096, 16384, 20000)),
+        *(pytest.param(4096, n, marks=pytest.mark.gpu) for n in (2048, 4096, 16384, 20000)),
+    ],
+)
+def test_bits_of_a_row_do_not_depend_on_the_batch(in_features, out_features, device, dtype):
+    shape = {"in_features": in_features, "out_features": out_features, "with_bias": True}
     results = []
-    for capacity, row in ((1, 0), (16, 0), (16, 15), (64, 33), (128, 100), (512, 511)):
+    for capacity, row in ((1, 0), (16, 15), (64, 33), (128, 100), (256, 200), (512, 511)):
         inputs = linear_inputs(device, dtype, capacity=capacity, **shape)
         generator = torch.Generator().manual_seed(1)
         inputs["x"][row] = torch.randn(in_features, generator=generator).to(device, dtype)
@@ -64,11 +73,10 @@ def test_bits_of_a_row_do_not_depend_on_the_batch(in_features, device, dtype):
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
-@pytest.mark.parametrize("interpreted", [False, True])
-def test_k_is_walked_in_the_same_steps_for_every_batch(interpreted, dtype):
+def test_the_interpreter_walks_k_in_the_same_steps_for_every_batch(dtype):
     for in_features in (16, 129, 576, 4096, 14336):
         steps = {
-            linear_tiles(capacity, 4096, in_features, dtype, interpreted).block_k
+            linear_tiles(capacity, 4096, in_features, dtype, interpreted=True).block_k
             for capacity in (1, 15, 16, 17, 64, 129, 513, 8192)
         }
         assert len(steps) == 1
