@@ -32,7 +32,7 @@ import triton.language as tl
 
 from paged.kernels.filtered_draw import draw_from_candidates, draw_from_row, load_filters
 from paged.kernels.floor_search import LOWEST
-from paged.kernels.launch import check_tensor, pdl
+from paged.kernels.launch import check_tensor, on_nvidia, pdl
 from paged.kernels.logit_process import NUM_STOP_IDS, process_logits
 from paged.kernels.philox import gumbel_noise
 from paged.kernels.sampling_tiles import NUM_PARTIALS, SampleWorkspace, choose_tiles
@@ -70,7 +70,7 @@ def _sample_blocks_kernel(
     position_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, chunk_peaks_ptr, max_rows, vocab_size,
     score: tl.constexpr, GREEDY: tl.constexpr, NUM_STOP_IDS: tl.constexpr,
     NUM_PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
-    PDL: tl.constexpr,
+    NVIDIA: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -114,7 +114,7 @@ def _sample_blocks_kernel(
         if not GREEDY and tl.max((random & live).to(tl.int32), axis=0) > 0:
             groups = block * (BLOCK_V // 4) + tl.arange(0, BLOCK_V // 4)[None, :]
             seeds = tl.load(seed_ptr + slots)
-            noise = gumbel_noise(seeds, positions, groups, ROWS, BLOCK_V, PDL)
+            noise = gumbel_noise(seeds, positions, groups, ROWS, BLOCK_V, NVIDIA)
             noise = tl.where(random[:, None], noise, 0.0)
         scores = score(logits, noise, temperature[:, None])
         possible = (logits >= LOWEST) & (scores > float("-inf"))
@@ -134,7 +134,7 @@ def _sample_rows_kernel(
     score: tl.constexpr, GREEDY: tl.constexpr, NUM_STOP_IDS: tl.constexpr,
     NUM_PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
     BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, PICKED: tl.constexpr, WALK: tl.constexpr,
-    PIVOTS: tl.constexpr, PDL: tl.constexpr,
+    PIVOTS: tl.constexpr, NVIDIA: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -180,7 +180,8 @@ def _sample_rows_kernel(
                 row_ptrs, vocab_size, slots, too_short, stop_ids_ptr,
                 chunk_peaks_ptr + rows * num_chunks, num_chunks, picked_ptr + rows * PICKED,
                 temperature, count, share, ratio, peak, tl.sum(masses * scale, axis=1),
-                seeds, positions, filtered, score, NUM_STOP_IDS, ROWS, CHUNK, CHUNKS, PICKED, PDL,
+                seeds, positions, filtered,
+                score, NUM_STOP_IDS, ROWS, CHUNK, CHUNKS, PICKED, NVIDIA,
             )  # fmt: skip
             tokens = tl.where(filtered, drawn, tokens)
             unknown = filtered & (known == 0)
@@ -188,7 +189,7 @@ def _sample_rows_kernel(
                 drawn = draw_from_row(
                     row_ptrs, vocab_size, slots, too_short, stop_ids_ptr, temperature, count, share,
                     ratio, peak, seeds, positions, unknown,
-                    score, NUM_STOP_IDS, ROWS, WALK, PIVOTS, PDL,
+                    score, NUM_STOP_IDS, ROWS, WALK, PIVOTS, NVIDIA,
                 )  # fmt: skip
                 tokens = tl.where(unknown, drawn, tokens)
 
@@ -260,7 +261,7 @@ def sample(
     shared = {
         "score": score, "GREEDY": greedy, "NUM_STOP_IDS": NUM_STOP_IDS,
         "NUM_PARTIALS": NUM_PARTIALS, "ROWS": tiles.rows, "BLOCK_V": tiles.block_v,
-        "CHUNK": tiles.chunk, **pdl(),
+        "CHUNK": tiles.chunk, "NVIDIA": on_nvidia(), **pdl(),
     }  # fmt: skip
     groups = triton.cdiv(rows, tiles.rows)
     _sample_blocks_kernel[(blocks, groups)](

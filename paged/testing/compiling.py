@@ -65,8 +65,8 @@ def compiled_launches(*targets: GPUTarget) -> Iterator[dict[str, set[str]]]:
                 constexprs[(position,)] = bound[param.name]
         for target in targets:
             for_target = dict(constexprs)
-            if "PDL" in self.arg_names:
-                for_target[(self.arg_names.index("PDL"),)] = target.backend == "cuda"
+            for flag in {"PDL", "NVIDIA"}.intersection(self.arg_names):
+                for_target[(self.arg_names.index(flag),)] = target.backend == "cuda"
             source = ASTSource(fn=self, signature=signature, constexprs=for_target)
             kernel = triton.compile(source, target=target, options=options)
             if target == SM90 and kernel.metadata.shared > SM90_SHARED_BYTES:

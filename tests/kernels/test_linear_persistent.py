@@ -1,12 +1,15 @@
 """The kernel of descriptors, launched directly: on a GPU `linear` chooses it for many rows."""
 
+import gc
+
 import pytest
 import torch
 
+from paged.kernels import linear as linear_module
 from paged.kernels import linear_persistent
-from paged.kernels.gated_linear import gated_linear_inputs, gated_linear_ref
+from paged.kernels.gated_linear import gated_linear, gated_linear_inputs, gated_linear_ref
 from paged.kernels.launch import interpreted
-from paged.kernels.linear import linear_inputs, linear_ref
+from paged.kernels.linear import linear, linear_inputs, linear_ref
 from paged.kernels.linear_persistent import can_persist, launch_persistent
 from paged.kernels.linear_tiles import (
     ANY,
@@ -17,6 +20,7 @@ from paged.kernels.linear_tiles import (
     persistent_tiles,
     pointer_tiles,
 )
+from paged.kernels.norm import norm
 from paged.testing.tolerances import assert_close
 
 SMALL = Tiles(64, 32, 64, 4, 2)
@@ -99,3 +103,50 @@ def test_tiles_follow_the_capacity():
     assert pointer_tiles(64, 1024, 3072, torch.bfloat16, False).block_m == 64
     assert persistent_tiles(8192, 28672, 4096) == PERSISTENT_TILES[ANY, ANY, ANY]
     assert persistent_tiles(512, 6144, 1024).per_processor == 2
+
+
+@pytest.mark.gpu
+def test_a_graph_keeps_descriptors_and_reads_what_kernels_before_it_wrote(device, monkeypatch):
+    """A captured chain of norm, gated layer and layer has the bits of pointers for new inputs."""
+    data = {"device": device, "dtype": torch.bfloat16}
+    capacity, width, inner, rounds = 256, 1024, 1536, 12
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(*shape, scale=1.0):
+        return scale * torch.randn(*shape, generator=generator, **data)
+
+    layers = [
+        (random(width), random(2 * inner, width, scale=0.03), random(width, inner, scale=0.03))
+        for _ in range(rounds)
+    ]
+    num_tokens = torch.zeros(1, dtype=torch.int32, device=device)
+    hidden, residual, activated = (
+        torch.zeros(capacity, columns, **data) for columns in (width, width, inner)
+    )
+
+    def chain():
+        for scale, gate_up, down in layers:
+            norm(hidden, scale, num_tokens, hidden, 1e-5, residual=residual)
+            gated_linear(hidden, gate_up, num_tokens, activated, "silu")
+            linear(activated, down, num_tokens, hidden)
+
+    chain()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        chain()
+    gc.collect()
+    for live in (256, 1, 129, 200, 0, 256):
+        inputs = random(2, capacity, width)
+        results = []
+        for run, persists in ((graph.replay, True), (chain, True), (chain, False)):
+            num_tokens.fill_(live)
+            hidden.copy_(inputs[0])
+            residual.copy_(inputs[1])
+            with monkeypatch.context() as patch:
+                if not persists:
+                    patch.setattr(linear_module, "can_persist", lambda *_: False)
+                run()
+            results.append(torch.stack((hidden, residual)))
+        assert results[2].isfinite().all()
+        assert torch.equal(results[1], results[2])
+        assert torch.equal(results[0], results[1])

@@ -103,3 +103,27 @@ def test_spread_splits_have_the_bits_of_one_program_whoever_arrives_last(spread,
             spread_out["out"].fill_(float("nan"))
             assert torch.equal(paged_attention(**spread_out), out)
     assert not spread_out["partials"].arrived.any()
+
+
+@pytest.mark.gpu
+def test_layers_that_share_a_workspace_keep_their_bits_in_a_graph(device):
+    """Launches back to back, as the layers of a step: each counts, folds and resets for itself."""
+    lens = (*((1, 100 + 61 * i) for i in range(24)), (7, 900), (1, 3000))
+    options = {"lens": lens, "num_heads": 8, "num_kv_heads": 2, "head_dim": 128}
+    whole = paged_attention_inputs(device, torch.bfloat16, **options)
+    spread_out = paged_attention_inputs(device, torch.bfloat16, **options, spread=5)
+    layers = [torch.randn_like(whole["q"]) for _ in range(40)]
+    wanted = [paged_attention(**whole | {"q": q, "out": torch.zeros_like(q)}) for q in layers]
+    outs = [torch.zeros_like(q) for q in layers]
+    graph = torch.cuda.CUDAGraph()
+    paged_attention(**spread_out)
+    with torch.cuda.graph(graph):
+        for q, out in zip(layers, outs):
+            paged_attention(**spread_out | {"q": q, "out": out})
+    for _ in range(50):
+        for out in outs:
+            out.fill_(float("nan"))
+        graph.replay()
+        graph.replay()
+        assert all(torch.equal(out, want) for out, want in zip(outs, wanted))
+        assert not spread_out["partials"].arrived.any()
