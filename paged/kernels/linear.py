@@ -78,11 +78,12 @@ def _linear_kernel(
     program = tl.program_id(0)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
+    num_tokens = tl.load(num_tokens_ptr, cache_modifier=".cg")
+    if PDL:
         if PREFETCH_THREADS > 0:
             own_rows = weight_rows(program, out_features, GATED, BLOCK_N).to(tl.int64)
             prefetch_weights(weight_ptr, own_rows, in_features, row_bytes, PREFETCH_THREADS)
         tl.extra.cuda.gdc_wait()
-    num_tokens = tl.load(num_tokens_ptr)
     COLUMNS: tl.constexpr = BLOCK_N // 2 if GATED else BLOCK_N
     # plain arithmetic, not tl.cdiv: a nested call costs the interpreter a millisecond
     tiles_m = (num_tokens + BLOCK_M - 1) // BLOCK_M
