@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from paged.kernels.launch import check_tensor, interpreted, rows_per_program
+from paged.kernels.launch import check_tensor, interpreted, pdl, rows_per_program
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 GATED_ACTIVATION_VARIANTS = tuple({"activation": name} for name in ACTIVATIONS[:-1])
@@ -40,7 +40,11 @@ def _gated_activation_kernel(
     ACTIVATION: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_I: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     num_tokens = tl.load(num_tokens_ptr)
     if tl.program_id(0) * BLOCK_T >= num_tokens:
         return
@@ -88,6 +92,7 @@ def gated_activation(
         BLOCK_T=block_t,
         BLOCK_I=block_i,
         num_warps=4,
+        **pdl(),
     )
 
 

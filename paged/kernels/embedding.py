@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from paged.kernels.launch import check_tensor, rows_per_program
+from paged.kernels.launch import check_tensor, pdl, rows_per_program
 
 EMBEDDING_VARIANTS = ({"learned_positions": True},)
 
@@ -30,7 +30,11 @@ def _embedding_kernel(
     HAS_POSITIONS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     num_tokens = tl.load(num_tokens_ptr)
     if tl.program_id(0) * BLOCK_T >= num_tokens:
         return
@@ -100,6 +104,7 @@ def embedding(
         BLOCK_T=block_t,
         BLOCK_H=block_h,
         num_warps=4,
+        **pdl(),
     )
 
 

@@ -2,10 +2,9 @@
 
 A top-k or top-p filter keeps the logits from some floor up, and both what a floor keeps (a count)
 and what that weighs (a softmax mass) only grow as it sinks. So the highest floor that keeps enough
-is found without a sort, between two brackets on the bits of fp32 (ordered as integers): a pass over
-the vocabulary counts and weighs what each of PIVOTS values would keep. The first pass tries
-geometric distances under the largest logit, later ones split the bracket evenly; the search ends
-when a single token lies between the brackets, or when they meet (equal logits are kept together).
+is found without a sort, between two brackets. `raise_floor` searches among the candidates that a
+program holds in registers; `walk_floor` is for rows whose floor is not among them, and reads the
+whole vocabulary once a round.
 
 Sums run in a fixed order set by the vocabulary alone, so what a row keeps does not depend on the
 batch.
@@ -15,16 +14,38 @@ import torch
 import triton
 import triton.language as tl
 
+from paged.kernels.logit_process import process_logits
+
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
-def mask_stops(logits, ids, stop_ids_ptrs, too_short, NUM_STOP_IDS: tl.constexpr):
-    """Logits with the stop ids (-1 for none) of rows that are too short at -inf."""
-    for i in tl.static_range(NUM_STOP_IDS):
-        stop_ids = tl.load(stop_ids_ptrs + i, mask=too_short, other=-1)
-        logits = tl.where(ids == stop_ids, float("-inf"), logits)
-    return logits
+def raise_floor(values, weights, peak, floor, wanted, needed):
+    """The highest floor such that the values from it up weigh at least `needed`; `floor` itself for
+    rows that are not wanted. The values from `floor` up must weigh enough.
+
+    values, weights [ROWS, N]; peak (the largest value), floor, wanted, needed [ROWS].
+
+    A bisection whose lower bracket jumps to the least value it keeps, and whose upper bracket
+    knows the largest value under it: equal values cost no rounds.
+    """
+    low, high, under_high, pivot = floor, peak, peak, peak
+    searching = wanted
+    while tl.max(searching.to(tl.int32), axis=0) > 0:
+        kept = values >= pivot[:, None]
+        mass = tl.sum(tl.where(kept, weights, 0.0), axis=1)
+        least_kept = tl.min(tl.where(kept, values, float("inf")), axis=1)
+        most_dropped = tl.max(tl.where(kept, float("-inf"), values), axis=1)
+        enough = searching & (mass >= needed)
+        lacking = searching & (enough == 0)
+        low = tl.where(enough, least_kept, low)
+        high = tl.where(lacking, pivot, high)
+        under_high = tl.where(lacking, most_dropped, under_high)
+        searching = searching & (under_high > low)
+        # Half first: the difference of two large logits may overflow.
+        middle = low * 0.5 + high * 0.5
+        pivot = tl.where(middle > low, tl.minimum(middle, under_high), under_high)
+    return tl.where(wanted, low, floor)
 
 
 @triton.jit
@@ -39,16 +60,19 @@ def _key(value):
 
 
 @triton.jit
-def raise_floor(
-    row_ptrs, vocab_size, stop_ids_ptrs, too_short, temperature, peak, floor, wanted, min_count,
-    min_share, NUM_STOP_IDS: tl.constexpr, ROWS: tl.constexpr, BLOCK_V: tl.constexpr,
+def walk_floor(
+    row_ptrs, vocab_size, slots, too_short, stop_ids_ptr, temperature, peak, floor, wanted,
+    min_count, min_share, NUM_STOP_IDS: tl.constexpr, ROWS: tl.constexpr, BLOCK_V: tl.constexpr,
     PIVOTS: tl.constexpr,
 ):  # fmt: skip
     """The highest floor that keeps, of the tokens from `floor` up, at least min_count and at least
     min_share of their mass exp((logit - peak) / temperature); `floor` if there are not so many, or
     if the row's floor is not wanted.
 
-    All arguments but vocab_size are [ROWS]; `peak` is the row's largest logit.
+    All arguments but vocab_size are [ROWS]; `peak` is the row's largest logit. Brackets are bits of
+    fp32, ordered as integers; a round tries PIVOTS values between them: at first geometric
+    distances under the peak, later even steps. It ends when one token lies between the brackets, or
+    when they meet (equal logits are kept together).
     """
     low = _key(floor)  # keeps enough
     high = _key(peak) + 1  # keeps nothing
@@ -65,19 +89,11 @@ def raise_floor(
         counts = tl.full([ROWS, BLOCK_V, PIVOTS], 0, tl.int32)
         masses = tl.full([ROWS, BLOCK_V, PIVOTS], 0.0, tl.float32)
         for start in range(0, vocab_size, BLOCK_V):
-            ids = start + tl.arange(0, BLOCK_V)[None, :, None]
-            inside = ids < vocab_size
-            logits = tl.load(row_ptrs[:, None, None] + ids, mask=inside, other=float("-inf"))
-            if tl.max(too_short.to(tl.int32), axis=0) > 0:
-                logits = mask_stops(
-                    logits,
-                    ids,
-                    stop_ids_ptrs[:, None, None],
-                    too_short[:, None, None],
-                    NUM_STOP_IDS,
-                )
-            kept = logits >= pivots
-            weights = tl.exp((logits - peak[:, None, None]) / temperature[:, None, None])
+            ids = start + tl.arange(0, BLOCK_V)[None, :]
+            raw = tl.load(row_ptrs[:, None] + ids, mask=ids < vocab_size, other=float("-inf"))
+            logits = process_logits(raw, ids, slots, too_short, stop_ids_ptr, NUM_STOP_IDS)
+            weights = tl.exp((logits - peak[:, None]) * (1 / temperature)[:, None])[:, :, None]
+            kept = logits[:, :, None] >= pivots
             counts += kept.to(tl.int32)
             masses += tl.where(kept, weights, 0.0)
         counts = tl.sum(counts, axis=1)

@@ -1,5 +1,6 @@
 """What every launcher shares: where kernels run, and checks of what they are given."""
 
+import functools
 import os
 
 import torch
@@ -20,6 +21,30 @@ def rows_per_program(capacity: int, width: int) -> int:
     if not interpreted():
         return 1
     return max(1, min(64, triton.next_power_of_2(max(capacity, 1)), 2**18 // width))
+
+
+@functools.cache
+def on_nvidia() -> bool:
+    """True on an NVIDIA GPU."""
+    return not interpreted() and torch.cuda.is_available() and torch.version.hip is None
+
+
+@functools.cache
+def pdl() -> dict[str, bool]:
+    """Launch options of a kernel with a `PDL` flag: programmatic dependent launch, where it exists.
+
+    Its programs may start while the kernel before is still running. So every program, whatever its
+    exit, first calls `gdc_launch_dependents`, may then read weights (nothing a kernel of the step
+    writes), and calls `gdc_wait` once before anything else: it returns when the kernel before, and
+    with it all before that one, has ended and its writes are visible. Never inside a loop, which
+    the compiler may pipeline across it. Needs NVIDIA's sm_90; elsewhere the flag is off, and
+    everywhere with PAGED_PDL=0 in the environment: the same bits, so a fault that goes away with it
+    is one of order between launches.
+    """
+    wanted = os.environ.get("PAGED_PDL", "1") != "0"
+    if wanted and on_nvidia() and torch.cuda.get_device_capability()[0] >= 9:
+        return {"PDL": True, "launch_pdl": True}
+    return {"PDL": False}
 
 
 def check_tensor(

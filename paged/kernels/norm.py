@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from paged.kernels.launch import check_tensor, rows_per_program
+from paged.kernels.launch import check_tensor, pdl, rows_per_program
 
 KINDS = ("rms", "layer")
 NORM_VARIANTS = (
@@ -43,13 +43,19 @@ def _norm_kernel(
     ROUND_BEFORE_WEIGHT: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    column = tl.arange(0, BLOCK_H)
+    in_row = column < hidden_size
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    weight = tl.load(weight_ptr + column, mask=in_row, other=0.0).to(tl.float32) + weight_offset
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     num_tokens = tl.load(num_tokens_ptr)
     if tl.program_id(0) * BLOCK_T >= num_tokens:
         return
     token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    column = tl.arange(0, BLOCK_H)
-    in_row = column < hidden_size
     mask = (token < num_tokens)[:, None] & in_row[None, :]
     offsets = token.to(tl.int64)[:, None] * hidden_size + column[None, :]
 
@@ -67,7 +73,6 @@ def _norm_kernel(
     h *= tl.rsqrt(variance + eps)
     if ROUND_BEFORE_WEIGHT:
         h = h.to(out_ptr.dtype.element_ty).to(tl.float32)
-    weight = tl.load(weight_ptr + column, mask=in_row, other=0.0).to(tl.float32) + weight_offset
     h *= weight[None, :]
     if HAS_BIAS:
         bias = tl.load(bias_ptr + column, mask=in_row, other=0.0).to(tl.float32)
@@ -124,6 +129,7 @@ def norm(
         BLOCK_T=block_t,
         BLOCK_H=block_h,
         num_warps=min(16, max(1, block_h // 512)),
+        **pdl(),
     )
 
 

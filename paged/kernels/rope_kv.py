@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from paged.kernels.launch import check_tensor, interpreted
+from paged.kernels.launch import check_tensor, interpreted, pdl
 
 ROPE_KV_VARIANTS = (
     {"with_norm": True, "interleaved": True},
@@ -45,7 +45,11 @@ def _rope_kv_kernel(
     INTERLEAVED: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     HEADS: tl.constexpr = NUM_HEADS + 2 * NUM_KV_HEADS
     num_rows = tl.load(num_tokens_ptr) * HEADS
     if tl.program_id(0) * BLOCK_R >= num_rows:
@@ -184,6 +188,7 @@ def rope_kv(
         BLOCK_R=block_r,
         BLOCK_D=block_d,
         num_warps=4,
+        **pdl(),
     )
 
 

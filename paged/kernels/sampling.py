@@ -15,11 +15,12 @@ drop equal logits together, so ties at a threshold are all kept. The noise is ke
 (seed, position, token): a draw depends neither on the batch nor on the row it happens to be in.
 A row with NaN or +inf, or with nothing but -inf left, gets token -1 and logprob 0.
 
-Every filter keeps the logits from some floor up, so filtering is a search for that floor: see
-floor_search.py. Rows without filters skip it, and greedy rows draw no noise either.
-
-Grid [B / ROWS], on a GPU one program a row; rows from num_rows on are left alone. Everything
-contiguous.
+Two kernels. The first has a program for each block of the vocabulary of a row, grid
+[blocks, B / ROWS]: it writes the block's best token and softmax sum, or, for a row with filters,
+the largest logit of each chunk of CHUNK tokens. The second has a program a row, grid [B / ROWS]: it
+folds the blocks, and draws the token of a row with filters (see filtered_draw.py). ROWS is 1 on a
+GPU. How a row is cut follows the vocabulary alone, so its bits do not depend on the batch. Rows
+from num_rows on are left alone. Everything contiguous.
 
 Gumbel, "Statistical theory of extreme values" (1954); Maddison et al., "A* sampling" (2014).
 Holtzman et al., "The curious case of neural text degeneration" (2020), for top-p.
@@ -29,18 +30,23 @@ import torch
 import triton
 import triton.language as tl
 
-from paged.kernels.floor_search import LOWEST, keep_ref, mask_stops, raise_floor
-from paged.kernels.launch import check_tensor, interpreted
-from paged.kernels.philox import gumbel_noise, gumbel_noise_ref
+from paged.kernels.filtered_draw import draw_from_candidates, draw_from_row, load_filters
+from paged.kernels.floor_search import LOWEST
+from paged.kernels.launch import check_tensor, on_nvidia, pdl
+from paged.kernels.logit_process import NUM_STOP_IDS, process_logits
+from paged.kernels.philox import gumbel_noise
+from paged.kernels.sampling_tiles import NUM_PARTIALS, SampleWorkspace, choose_tiles
 
-NUM_STOP_IDS = 8
-GREEDY_BELOW = tl.constexpr(1e-5)
+# What the first kernel leaves of a block, all float32 (ids and flags by their bits).
+RAW_PEAK, RAW_SUM, BEST, BEST_ID, PEAK, MASS, FILTERED = (
+    tl.constexpr(field) for field in range(NUM_PARTIALS)
+)
 
 
 @triton.jit
 def gumbel_score(logit, gumbel, temperature):
     """Draws from softmax(logit / temperature) over the kept tokens."""
-    return logit / temperature + gumbel
+    return logit * (1 / temperature) + gumbel
 
 
 @triton.jit
@@ -50,111 +56,148 @@ def greedy_score(logit, gumbel, temperature):
 
 
 @triton.jit
-def _sample_kernel(
-    logits_ptr, slots_ptr, num_rows_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr,
-    position_ptr, stop_ids_ptr, min_len_ptr, out_tokens_ptr, out_logprobs_ptr, vocab_size,
-    score: tl.constexpr, GREEDY: tl.constexpr, NUM_STOP_IDS: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_V: tl.constexpr, PIVOTS: tl.constexpr,
-):  # fmt: skip
-    first = tl.program_id(0) * ROWS
-    num_rows = tl.load(num_rows_ptr)
-    if first >= num_rows:
-        return
+def _load_rows(slots_ptr, num_rows_ptr, max_rows, first, ROWS: tl.constexpr):
+    """(rows, live, slots) of a program; both loads are in flight at once."""
     rows = first + tl.arange(0, ROWS)
-    live = rows < num_rows
-    slots = tl.load(slots_ptr + rows, mask=live, other=0)
-    # A row that is not live reads the last live one again; only its stores are masked.
-    row_ptrs = logits_ptr + tl.minimum(rows, num_rows - 1).to(tl.int64) * vocab_size
-    stop_ids_ptrs = stop_ids_ptr + slots * NUM_STOP_IDS
+    slots = tl.load(slots_ptr + rows, mask=rows < max_rows, other=0)
+    live = rows < tl.load(num_rows_ptr)
+    return rows, live, tl.where(live, slots, 0)
+
+
+@triton.jit(do_not_specialize=["max_rows"])
+def _sample_blocks_kernel(
+    logits_ptr, slots_ptr, num_rows_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr,
+    position_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, chunk_peaks_ptr, max_rows, vocab_size,
+    score: tl.constexpr, GREEDY: tl.constexpr, NUM_STOP_IDS: tl.constexpr,
+    NUM_PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
+    NVIDIA: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    block, num_blocks = tl.program_id(0), tl.num_programs(0)
+    rows, live, slots = _load_rows(slots_ptr, num_rows_ptr, max_rows, tl.program_id(1) * ROWS, ROWS)
+    if tl.max(live.to(tl.int32), axis=0) == 0:
+        return
+    ids = block * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
+    row_ptrs = logits_ptr + rows.to(tl.int64) * vocab_size
+    inside = (ids < vocab_size) & live[:, None]
+    raw = tl.load(row_ptrs[:, None] + ids, mask=inside, other=float("-inf"))
     positions = tl.load(position_ptr + slots)
     too_short = positions < tl.load(min_len_ptr + slots)
-    any_too_short = tl.max(too_short.to(tl.int32), axis=0) > 0
+    random, temperature, count, share, ratio = load_filters(
+        slots, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, vocab_size, GREEDY
+    )
+    filtered = (count > 0) | (share < 1) | (ratio > 0)
+    fields = partials_ptr + rows * NUM_PARTIALS * num_blocks + block
 
-    temperature = tl.full([ROWS], 1.0, tl.float32)
-    floor = tl.full([ROWS], LOWEST, tl.float32)
-    if not GREEDY:
-        temperature = tl.load(temperature_ptr + slots)
-        random = live & (temperature >= GREEDY_BELOW)
-        any_random = tl.max(random.to(tl.int32), axis=0) > 0
-        temperature = tl.where(random, temperature, 1.0)
-        top_k = tl.load(top_k_ptr + slots)
-        top_p = tl.load(top_p_ptr + slots)
-        min_p = tl.load(min_p_ptr + slots)
-        limits_count = random & (top_k > 0) & (top_k < vocab_size)
-        limits_mass = random & (top_p < 1)
-        limits_ratio = random & (min_p > 0)
-        if tl.max((limits_count | limits_mass | limits_ratio).to(tl.int32), axis=0) > 0:
-            peaks = tl.full([ROWS, BLOCK_V], LOWEST, tl.float32)
-            for start in range(0, vocab_size, BLOCK_V):
-                ids = start + tl.arange(0, BLOCK_V)[None, :]
-                inside = ids < vocab_size
-                logits = tl.load(row_ptrs[:, None] + ids, mask=inside, other=float("-inf"))
-                if any_too_short:
-                    logits = mask_stops(
-                        logits, ids, stop_ids_ptrs[:, None], too_short[:, None], NUM_STOP_IDS
-                    )
-                peaks = tl.maximum(peaks, logits)
-            peak = tl.max(peaks, axis=1)
-            lowest_kept = peak + temperature * tl.log(tl.where(limits_ratio, min_p, 1.0))
-            floor = tl.where(limits_ratio, tl.maximum(floor, lowest_kept), floor)
-            floor = raise_floor(
-                row_ptrs, vocab_size, stop_ids_ptrs, too_short, temperature, peak, floor,
-                limits_count, top_k, tl.full([ROWS], 0.0, tl.float32),
-                NUM_STOP_IDS, ROWS, BLOCK_V, PIVOTS,
-            )  # fmt: skip
-            floor = raise_floor(
-                row_ptrs, vocab_size, stop_ids_ptrs, too_short, temperature, peak, floor,
-                limits_mass, tl.full([ROWS], 1, tl.int32), top_p,
-                NUM_STOP_IDS, ROWS, BLOCK_V, PIVOTS,
-            )  # fmt: skip
-
-    # Each lane keeps the best token and the softmax sum of its own ids; lanes meet at the end.
-    best = tl.full([ROWS, BLOCK_V], float("-inf"), tl.float32)
-    best_ids = tl.full([ROWS, BLOCK_V], 0, tl.int32) + vocab_size
-    peaks = tl.full([ROWS, BLOCK_V], LOWEST, tl.float32)
-    sums = tl.full([ROWS, BLOCK_V], 0.0, tl.float32)
-    for start in range(0, vocab_size, BLOCK_V):
-        ids = start + tl.arange(0, BLOCK_V)[None, :]
-        raw = tl.load(row_ptrs[:, None] + ids, mask=ids < vocab_size, other=float("-inf"))
-        higher = tl.maximum(peaks, raw)
-        sums = sums * tl.exp(peaks - higher) + tl.exp(raw - higher)
-        peaks = higher
-        logits = raw
-        if any_too_short:
-            logits = mask_stops(
-                logits, ids, stop_ids_ptrs[:, None], too_short[:, None], NUM_STOP_IDS
-            )
-        noise = tl.full([ROWS, BLOCK_V], 0.0, tl.float32)
-        if not GREEDY:
-            seeds = tl.load(seed_ptr + slots)
-            if any_random:
-                noise = gumbel_noise(seeds[:, None], positions[:, None], start, ROWS, BLOCK_V)
-                noise = tl.where(random[:, None], noise, 0.0)
-        scores = score(logits, noise, temperature[:, None])
-        better = (logits >= floor[:, None]) & (scores > best)
-        best = tl.where(better, scores, best)
-        best_ids = tl.where(better, ids, best_ids)
-
-    is_best = best == tl.max(best, axis=1)[:, None]
-    tokens = tl.min(tl.where(is_best, best_ids, vocab_size), axis=1)
-    peak = tl.max(peaks, axis=1)
+    raw_peak = tl.maximum(tl.max(raw, axis=1), LOWEST)  # so that -inf - raw_peak is no NaN
     # NaN or +inf anywhere makes the sum NaN; -inf everywhere leaves it 0.
-    total = tl.sum(sums * tl.exp(peaks - peak[:, None]), axis=1)
-    valid = live & (total > 0) & (tokens < vocab_size)
+    raw_sum = tl.sum(tl.exp(raw - raw_peak[:, None]), axis=1)
+    tl.store(fields + RAW_PEAK * num_blocks, raw_peak, mask=live)
+    tl.store(fields + RAW_SUM * num_blocks, raw_sum, mask=live)
+    flags = filtered.to(tl.int32).to(tl.float32, bitcast=True)
+    tl.store(fields + FILTERED * num_blocks, flags, mask=live)
+
+    logits = process_logits(raw, ids, slots, too_short, stop_ids_ptr, NUM_STOP_IDS)
+    if tl.max(filtered.to(tl.int32), axis=0) > 0:
+        chunk_peaks = tl.max(tl.reshape(logits, [ROWS, BLOCK_V // CHUNK, CHUNK]), axis=2)
+        peak = tl.maximum(tl.max(chunk_peaks, axis=1), LOWEST)
+        mass = tl.sum(tl.exp((logits - peak[:, None]) * (1 / temperature)[:, None]), axis=1)
+        tl.store(fields + PEAK * num_blocks, peak, mask=live)
+        tl.store(fields + MASS * num_blocks, mass, mask=live)
+        chunks = block * (BLOCK_V // CHUNK) + tl.arange(0, BLOCK_V // CHUNK)
+        chunk_ptrs = chunk_peaks_ptr + rows * num_blocks * (BLOCK_V // CHUNK)
+        tl.store(chunk_ptrs[:, None] + chunks[None, :], chunk_peaks, mask=live[:, None])
+    if tl.min(filtered.to(tl.int32), axis=0) == 0:
+        noise = tl.full([ROWS, BLOCK_V], 0.0, tl.float32)
+        if not GREEDY and tl.max((random & live).to(tl.int32), axis=0) > 0:
+            groups = block * (BLOCK_V // 4) + tl.arange(0, BLOCK_V // 4)[None, :]
+            seeds = tl.load(seed_ptr + slots)
+            noise = gumbel_noise(seeds, positions, groups, ROWS, BLOCK_V, NVIDIA)
+            noise = tl.where(random[:, None], noise, 0.0)
+        scores = score(logits, noise, temperature[:, None])
+        possible = (logits >= LOWEST) & (scores > float("-inf"))
+        best, best_at = tl.max(
+            tl.where(possible, scores, float("-inf")), axis=1, return_indices=True
+        )
+        best_ids = (block * BLOCK_V + best_at).to(tl.int32)
+        tl.store(fields + BEST * num_blocks, best, mask=live)
+        tl.store(fields + BEST_ID * num_blocks, best_ids.to(tl.float32, bitcast=True), mask=live)
+
+
+@triton.jit(do_not_specialize=["max_rows"])
+def _sample_rows_kernel(
+    logits_ptr, slots_ptr, num_rows_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr,
+    position_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, chunk_peaks_ptr, picked_ptr,
+    out_tokens_ptr, out_logprobs_ptr, max_rows, vocab_size, num_blocks,
+    score: tl.constexpr, GREEDY: tl.constexpr, NUM_STOP_IDS: tl.constexpr,
+    NUM_PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, PICKED: tl.constexpr, WALK: tl.constexpr,
+    PIVOTS: tl.constexpr, NVIDIA: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    first = tl.program_id(0) * ROWS
+    rows, live, slots = _load_rows(slots_ptr, num_rows_ptr, max_rows, first, ROWS)
+    blocks = tl.arange(0, BLOCKS)[None, :]
+    fields = partials_ptr + rows[:, None] * NUM_PARTIALS * num_blocks + blocks
+    there = (blocks < num_blocks) & (rows < max_rows)[:, None]
+    raw_peaks = tl.load(fields + RAW_PEAK * num_blocks, mask=there, other=LOWEST)
+    raw_sums = tl.load(fields + RAW_SUM * num_blocks, mask=there, other=0.0)
+    bests = tl.load(fields + BEST * num_blocks, mask=there, other=float("-inf"))
+    best_ids = tl.load(fields + BEST_ID * num_blocks, mask=there, other=0.0)
+    flags = tl.load(fields + FILTERED * num_blocks, mask=there & (blocks == 0), other=0.0)
+    if tl.max(live.to(tl.int32), axis=0) == 0:
+        return
+    raw_peak = tl.max(raw_peaks, axis=1)
+    raw_sum = tl.sum(raw_sums * tl.exp(raw_peaks - raw_peak[:, None]), axis=1)
+    best = tl.max(bests, axis=1)[:, None]
+    is_best = (bests == best) & (best > float("-inf"))
+    best_ids = best_ids.to(tl.int32, bitcast=True)
+    tokens = tl.min(tl.where(is_best, best_ids, vocab_size), axis=1)
+    # A row that is not live reads row 0; only its stores are masked.
+    row_ptrs = logits_ptr + tl.where(live, rows, 0).to(tl.int64) * vocab_size
+    live_sum = live & (raw_sum > 0)
+
+    if not GREEDY:
+        filtered = live_sum & (tl.max(flags.to(tl.int32, bitcast=True), axis=1) > 0)
+        if tl.max(filtered.to(tl.int32), axis=0) > 0:
+            _, temperature, count, share, ratio = load_filters(
+                slots, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, vocab_size, GREEDY
+            )
+            positions = tl.load(position_ptr + slots)
+            too_short = positions < tl.load(min_len_ptr + slots)
+            seeds = tl.load(seed_ptr + slots)
+            there = there & filtered[:, None]
+            peaks = tl.load(fields + PEAK * num_blocks, mask=there, other=LOWEST)
+            masses = tl.load(fields + MASS * num_blocks, mask=there, other=0.0)
+            peak = tl.max(peaks, axis=1)
+            scale = tl.exp((peaks - peak[:, None]) * (1 / temperature)[:, None])
+            num_chunks = num_blocks * (BLOCK_V // CHUNK)
+            drawn, known = draw_from_candidates(
+                row_ptrs, vocab_size, slots, too_short, stop_ids_ptr,
+                chunk_peaks_ptr + rows * num_chunks, num_chunks, picked_ptr + rows * PICKED,
+                temperature, count, share, ratio, peak, tl.sum(masses * scale, axis=1),
+                seeds, positions, filtered,
+                score, NUM_STOP_IDS, ROWS, CHUNK, CHUNKS, PICKED, NVIDIA,
+            )  # fmt: skip
+            tokens = tl.where(filtered, drawn, tokens)
+            unknown = filtered & (known == 0)
+            if tl.max(unknown.to(tl.int32), axis=0) > 0:
+                drawn = draw_from_row(
+                    row_ptrs, vocab_size, slots, too_short, stop_ids_ptr, temperature, count, share,
+                    ratio, peak, seeds, positions, unknown,
+                    score, NUM_STOP_IDS, ROWS, WALK, PIVOTS, NVIDIA,
+                )  # fmt: skip
+                tokens = tl.where(unknown, drawn, tokens)
+
+    valid = live_sum & (tokens < vocab_size)
     chosen = tl.load(row_ptrs + tokens, mask=valid, other=0.0)
     tl.store(out_tokens_ptr + rows, tl.where(valid, tokens, -1), mask=live)
-    logprobs = tl.where(valid, chosen - peak - tl.log(total), 0.0)
+    logprobs = tl.where(valid, chosen - raw_peak - tl.log(tl.where(valid, raw_sum, 1.0)), 0.0)
     tl.store(out_logprobs_ptr + rows, logprobs, mask=live)
-
-
-def tiles(rows: int, vocab_size: int) -> dict[str, int]:
-    """Tile sizes. BLOCK_V follows the vocabulary alone: it orders the sums of a row."""
-    if interpreted():
-        block = min(max(16, triton.next_power_of_2(vocab_size)), 16384)
-        together = min(triton.next_power_of_2(max(rows, 1)), 65536 // block)
-        return {"ROWS": together, "BLOCK_V": block, "PIVOTS": 8}
-    block = min(max(256, triton.next_power_of_2(vocab_size)), 4096)
-    return {"ROWS": 1, "BLOCK_V": block, "PIVOTS": 4, "num_warps": block // 256}
 
 
 def sample(
@@ -171,6 +214,7 @@ def sample(
     min_len: torch.Tensor,
     out_tokens: torch.Tensor,
     out_logprobs: torch.Tensor,
+    workspace: SampleWorkspace,
     score=gumbel_score,
 ) -> None:
     """Write a token and its log-probability for the first num_rows rows of logits [B, V] fp32.
@@ -179,7 +223,8 @@ def sample(
     num_rows [1] int32. Columns, R slots each: temperature fp32; top_k int32, off at <= 0 or >= V;
     top_p fp32, off at 1; min_p fp32, off at 0; seed int64; position int32, the index of the token
     being drawn; stop_ids [R, 8] int32, -1 for none; min_len int32. out_tokens [B] int32 and
-    out_logprobs [B] fp32. `score` is a @triton.jit function of (logit, gumbel, temperature).
+    out_logprobs [B] fp32. workspace: `sample_workspace` of at least B rows and of V. `score` is a
+    @triton.jit function of (logit, gumbel, temperature).
     ValueError if a shape, a dtype or contiguity is not as said.
     """
     check_tensor("logits", logits, (None, None), torch.float32)
@@ -197,68 +242,35 @@ def sample(
     check_tensor("stop_ids", stop_ids, (num_slots, NUM_STOP_IDS), torch.int32)
     check_tensor("out_tokens", out_tokens, (rows,), torch.int32)
     check_tensor("out_logprobs", out_logprobs, (rows,), torch.float32)
-    tile = tiles(rows, vocab_size)
-    _sample_kernel[(triton.cdiv(rows, tile["ROWS"]),)](
+    tiles = choose_tiles(rows, vocab_size)
+    blocks = triton.cdiv(vocab_size, tiles.block_v)
+    chunks = blocks * (tiles.block_v // tiles.chunk)
+    partials, chunk_peaks, picked = workspace
+    check_tensor("workspace.partials", partials, (None, NUM_PARTIALS, blocks), torch.float32)
+    check_tensor("workspace.chunk_peaks", chunk_peaks, (None, chunks), torch.float32)
+    check_tensor("workspace.picked", picked, (None, tiles.picked), torch.int32)
+    if min(part.shape[0] for part in workspace) < rows:
+        raise ValueError(f"workspace must be for {rows} rows or more, got {partials.shape[0]}")
+    if rows == 0:
+        return
+    columns = (
         logits, slots, num_rows, temperature, top_k, top_p, min_p, seed, position, stop_ids,
-        min_len, out_tokens, out_logprobs, vocab_size,
-        score=score, GREEDY=score is greedy_score, NUM_STOP_IDS=NUM_STOP_IDS, **tile,
+        min_len, partials, chunk_peaks,
     )  # fmt: skip
-
-
-def sample_ref(
-    logits, slots, num_rows, temperature, top_k, top_p, min_p, seed, position, stop_ids, min_len,
-    out_tokens, out_logprobs, score=gumbel_score,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """(tokens [B], logprobs [B]) row by row, for the scores greedy_score and gumbel_score."""
-    tokens, logprobs = out_tokens.clone(), out_logprobs.clone()
-    for row in range(int(num_rows)):
-        slot = int(slots[row])
-        masked = logits[row].clone()
-        if position[slot] < min_len[slot]:
-            masked[stop_ids[slot][stop_ids[slot] >= 0].long()] = float("-inf")
-        tokens[row], logprobs[row] = -1, 0
-        if not logits[row].logsumexp(0).isfinite() or masked.max() == float("-inf"):
-            continue
-        heat = float(temperature[slot])
-        scores = masked
-        if score is not greedy_score and heat >= GREEDY_BELOW.value:
-            filters = (int(top_k[slot]), float(top_p[slot]), float(min_p[slot]))
-            noise = gumbel_noise_ref(int(seed[slot]), int(position[slot]), masked.shape[0])
-            scores = masked / heat + noise.to(masked.device)
-            scores = scores.where(keep_ref(masked, heat, *filters), float("-inf"))
-        tokens[row] = int((scores == scores.max()).nonzero()[0])
-        logprobs[row] = logits[row].log_softmax(0)[tokens[row]]
-    return tokens, logprobs
-
-
-def sample_inputs(device="cpu", dtype=torch.float32, rows=6, vocab_size=300, score=gumbel_score):
-    """Rows that cycle through greedy, plain, top-k, top-p, min-p and all filters at once.
-
-    The logits are fp32 but rounded to `dtype`, as from a head in that dtype, so bf16 has ties.
-    """
-    generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(rows, vocab_size, generator=generator)
-    kinds = torch.arange(rows) % 6
-
-    def column(*values):
-        return torch.tensor(values)[kinds].to(device)
-
-    return {
-        "logits": logits.to(dtype).float().to(device),
-        "slots": torch.arange(rows, dtype=torch.int32, device=device).flip(0),
-        "num_rows": torch.tensor([rows], dtype=torch.int32, device=device),
-        "temperature": column(0.0, 1.0, 0.7, 1.3, 1.0, 0.9),
-        "top_k": column(5, 0, 7, -1, vocab_size, 40).int(),
-        "top_p": column(0.5, 1.0, 1.0, 0.8, 1.0, 0.95),
-        "min_p": column(0.5, 0.0, 0.0, 0.0, 0.1, 0.02),
-        "seed": torch.arange(rows, device=device) * 0x123456789AB - 7,
-        "position": torch.arange(rows, dtype=torch.int32, device=device) + 5,
-        "stop_ids": torch.full((rows, NUM_STOP_IDS), -1, dtype=torch.int32, device=device),
-        "min_len": torch.zeros(rows, dtype=torch.int32, device=device),
-        "out_tokens": torch.full((rows,), -7, dtype=torch.int32, device=device),
-        "out_logprobs": torch.full((rows,), float("nan"), device=device),
-        "score": score,
-    }
-
-
-SAMPLE_VARIANTS = ({"score": greedy_score}, {"vocab_size": 5000})
+    greedy = score is greedy_score
+    shared = {
+        "score": score, "GREEDY": greedy, "NUM_STOP_IDS": NUM_STOP_IDS,
+        "NUM_PARTIALS": NUM_PARTIALS, "ROWS": tiles.rows, "BLOCK_V": tiles.block_v,
+        "CHUNK": tiles.chunk, "NVIDIA": on_nvidia(), **pdl(),
+    }  # fmt: skip
+    groups = triton.cdiv(rows, tiles.rows)
+    _sample_blocks_kernel[(blocks, groups)](
+        *columns, rows, vocab_size, num_warps=tiles.block_warps, **shared
+    )
+    pow2_chunks = triton.next_power_of_2(chunks)
+    _sample_rows_kernel[(groups,)](
+        *columns, picked, out_tokens, out_logprobs, rows, vocab_size, blocks,
+        BLOCKS=triton.next_power_of_2(blocks), CHUNKS=pow2_chunks,
+        PICKED=min(tiles.picked, pow2_chunks), WALK=tiles.walk, PIVOTS=tiles.pivots,
+        num_warps=1 if greedy else tiles.row_warps, **shared,
+    )  # fmt: skip

@@ -46,6 +46,7 @@ class Decoder:
     """
 
     kv_caches: list[tuple[torch.Tensor, torch.Tensor]]  # a layer: k, v [N, Hkv, page_size, D]
+    pages: torch.Tensor  # the same memory by the page: [2 * layers, N, Hkv * page_size * D]
 
     def __init__(self, spec: DecoderSpec, weights: dict[str, torch.Tensor]) -> None:
         """`weights` as in `paged.models.spec.weight_shapes`, all of one dtype, on one device."""
@@ -119,6 +120,7 @@ class Decoder:
             device=self.device,
         )
         self.kv_caches = [(k, v) for k, v in cache]
+        self.pages = cache.view(2 * spec.num_layers, num_pages, -1)
 
     def forward(
         self, plan: StepPlan, meta: AttentionMeta, attention: Attention, capacity: int

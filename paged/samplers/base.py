@@ -7,6 +7,7 @@ import torch
 from paged.interfaces import Sampler
 from paged.kernels.launch import is_kernel_function
 from paged.kernels.sampling import sample
+from paged.kernels.sampling_tiles import SampleWorkspace, sample_workspace
 from paged.state import RequestTable, StepPlan
 
 
@@ -22,6 +23,7 @@ class ScoreSampler(Sampler):
         if not is_kernel_function(score):
             raise ValueError(f"sampler.score must be a @triton.jit function, got {score!r}")
         self.score = score
+        self._workspaces: dict[tuple, SampleWorkspace] = {}
 
     def sample(self, logits: torch.Tensor, requests: RequestTable, plan: StepPlan) -> None:
         rows = logits.shape[0]
@@ -30,5 +32,12 @@ class ScoreSampler(Sampler):
             requests.top_k, requests.top_p, requests.min_p, requests.seed,
             requests.total_len, requests.stop_ids,
             requests.min_len, plan.sampled_tokens[:rows], plan.sampled_logprobs[:rows],
-            score=self.score,
+            self._workspace(plan.sample_slots.shape[0], logits), score=self.score,
         )  # fmt: skip
+
+    def _workspace(self, max_rows: int, logits: torch.Tensor) -> SampleWorkspace:
+        """Made on the first call for the largest step, and kept: captured graphs point to it."""
+        key = (max_rows, logits.shape[1], logits.device)
+        if key not in self._workspaces:
+            self._workspaces[key] = sample_workspace(*key)
+        return self._workspaces[key]

@@ -13,9 +13,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 SM90 = GPUTarget("cuda", 90, 32)
 GFX942 = GPUTarget("hip", "gfx942", 64)
+SM90_SHARED_BYTES = 227 * 1024
 NAMES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64",
     torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.int8: "i8",
@@ -27,6 +29,8 @@ def signature_of(value: Any) -> Any:
     """Triton's signature of one launch argument."""
     if isinstance(value, torch.Tensor):
         return "*" + NAMES[value.dtype]
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{NAMES[value.base.dtype]}{list(value.block_shape)}>"
     if isinstance(value, tuple):
         parts = [signature_of(part) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
@@ -60,11 +64,16 @@ def compiled_launches(*targets: GPUTarget) -> Iterator[dict[str, set[str]]]:
             if kind == "constexpr":
                 constexprs[(position,)] = bound[param.name]
         for target in targets:
-            for_target = dict(options)
-            if target.backend == "hip":
-                for_target.pop("launch_pdl", None)
-            source = ASTSource(fn=self, signature=signature, constexprs=constexprs)
-            triton.compile(source, target=target, options=for_target)
+            for_target = dict(constexprs)
+            for flag in {"PDL", "NVIDIA"}.intersection(self.arg_names):
+                for_target[(self.arg_names.index(flag),)] = target.backend == "cuda"
+            source = ASTSource(fn=self, signature=signature, constexprs=for_target)
+            kernel = triton.compile(source, target=target, options=options)
+            if target == SM90 and kernel.metadata.shared > SM90_SHARED_BYTES:
+                raise ValueError(
+                    f"{self.fn.__name__} needs {kernel.metadata.shared} bytes of shared memory, "
+                    f"and a program of sm_90 has {SM90_SHARED_BYTES}; {constexprs=}, {options=}"
+                )
             compiled.setdefault(self.fn.__name__, set()).add(target.backend)
 
     original = JITFunction.run

@@ -37,7 +37,7 @@ def drive():
 
     def run(
         steps: Steps, seed: int, *, requests: int = 8, longest: int = 8, lengths=LENGTHS,
-        aborts: float = 0.0, nans: float = 0.0,
+        aborts: float = 0.0, nans: float = 0.0, samples: int = 1,
     ) -> None:  # fmt: skip
         rng = random.Random(seed)
         stems = [[rng.randrange(64) for _ in range(80)] for _ in range(2)]
@@ -53,7 +53,8 @@ def drive():
                     fields |= {"stop_ids": (7, 21, 40), "min_len": len(prompt) + rng.randrange(3)}
                 if rng.random() < nans:
                     fields["nan_at"] = len(prompt) + rng.randrange(-1, 3)
-                submitted.append(steps.submit(prompt, tokens, **fields))
+                n = rng.randrange(1, samples + 1) if samples > 1 else 1
+                submitted += steps.submit_samples(prompt, tokens, n, **fields)
             if rng.random() < aborts:
                 steps.abort(rng.choice(submitted))
             steps.step()

@@ -5,6 +5,8 @@ checks after every step that pages are conserved, that each request's tokens are
 in order, and that each ends once; at the end of an example nothing may be left behind.
 """
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -49,7 +51,7 @@ class Machine(RuleBasedStateMachine):
             page_size=16, num_pages=num_pages,
         )  # fmt: skip
         self.steps = Steps(sizes, knobs, by=self.by, device=self.device, num_buckets=num_buckets)
-        self.submitted = []
+        self.knobs, self.submitted = knobs, []
 
     @rule(
         stem=st.sampled_from(STEMS),
@@ -60,27 +62,30 @@ class Machine(RuleBasedStateMachine):
         stop_ids=st.sampled_from(((), (), tuple(range(8)))),
         nan_after=st.sampled_from((None, None, None, 0, 2)),
         copies=st.integers(1, 2),
+        n=st.sampled_from((1, 1, 2, 3)),
     )
-    def submit(self, stem, length, tail, tokens, urgency, stop_ids, nan_after, copies):
+    def submit(self, stem, length, tail, tokens, urgency, stop_ids, nan_after, copies, n):
         prompt = [*stem[:length], *tail]
         for _ in range(copies):
-            request = self.steps.submit(
+            self.submitted += self.steps.submit_samples(
                 prompt,
                 tokens,
+                n,
                 priority=urgency,
                 predicted_len=len(prompt) + tokens,
                 stop_ids=stop_ids,
                 nan_at=None if nan_after is None else len(prompt) - 1 + nan_after,
             )
-            self.submitted.append(request)
 
     @rule(which=st.integers(0, 1000))
     def abort(self, which):
         if self.submitted:
             self.steps.abort(self.submitted[which % len(self.submitted)])
 
-    @rule(count=st.integers(1, 5))
-    def step(self, count):
+    @rule(count=st.integers(1, 5), capacity=st.sampled_from((1, 5, 16, 64, 64)))
+    def step(self, count, capacity):
+        """Steps of a graph that holds `capacity` tokens: the host may have guessed anything."""
+        self.steps.knobs = replace(self.knobs, budget=min(self.knobs.budget, capacity))
         for _ in range(count):
             self.steps.step()
 
@@ -91,6 +96,7 @@ class Machine(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "steps"):
             return
+        self.steps.knobs = self.knobs
         self.steps.finish()
         ended = sorted(request.arrival for request in self.steps.ended)
         assert ended == [request.arrival for request in self.submitted], "each ends exactly once"

@@ -2,9 +2,13 @@ import pytest
 import torch
 import triton
 
+from paged.kernels import sampling, sampling_tiles
 from paged.kernels.floor_search import keep_ref
+from paged.kernels.launch import interpreted
 from paged.kernels.philox import gumbel_noise_ref, philox_ref
-from paged.kernels.sampling import greedy_score, sample, sample_inputs, sample_ref
+from paged.kernels.sampling import greedy_score, sample
+from paged.kernels.sampling_ref import sample_inputs, sample_ref
+from paged.kernels.sampling_tiles import Tiles, sample_workspace
 
 # Broken logits are the point of some tests, and numpy warns of them in the interpreter.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -18,6 +22,22 @@ FILTERS = [
     {"min_p": 0.05},
     {"temperature": 1.5, "top_k": 30, "top_p": 0.9, "min_p": 0.02},
 ]
+
+
+@pytest.fixture(params=["whole", "cut"])
+def cut(request, monkeypatch):
+    """Once as it is, once with blocks and candidates so few that small rows are cut as large ones:
+    rows whose filters keep at most 8 chunks of 16 tokens are drawn from these, others walked."""
+    if request.param == "cut":
+
+        def choose_tiles(rows, vocab_size):
+            return Tiles(
+                block_v=256, block_warps=1, chunk=16, picked=8, row_warps=1, walk=256, pivots=4,
+                rows=min(triton.next_power_of_2(rows), 64) if interpreted() else 1,
+            )  # fmt: skip
+
+        monkeypatch.setattr(sampling, "choose_tiles", choose_tiles)
+        monkeypatch.setattr(sampling_tiles, "choose_tiles", choose_tiles)
 
 
 @triton.jit
@@ -42,8 +62,10 @@ def draw(inputs, score=None):
 
 
 @pytest.mark.parametrize("vocab_size", [1, 15, 16, 17, 129, 2048, 20000])
-def test_tokens_equal_the_reference_given_the_same_noise(vocab_size, device, dtype):
+def test_tokens_equal_the_reference_given_the_same_noise(vocab_size, device, dtype, cut):
     inputs = sample_inputs(device, dtype, rows=12, vocab_size=vocab_size)
+    for part in inputs["workspace"]:
+        part.view(torch.int32).fill_(0x7FC00000)  # NaN: nothing in it may be read unwritten
     tokens, logprobs = sample_ref(**inputs)
     assert draw(inputs) == tokens.tolist()
     torch.testing.assert_close(inputs["out_logprobs"], logprobs, rtol=1e-5, atol=1e-5)
@@ -82,7 +104,7 @@ def test_draws_follow_the_filtered_distribution(columns, device):
     assert chi_square < freedom + 5 * (2 * freedom) ** 0.5
 
 
-def test_filters_keep_exactly_the_references_tokens(device):
+def test_filters_keep_exactly_the_references_tokens(device, cut):
     # The least probable of the kept tokens names the floor.
     logits = torch.randn(60, 700, generator=torch.Generator().manual_seed(2)) * 4
     settings = [
@@ -114,6 +136,18 @@ def test_equal_logits_at_a_threshold_are_all_kept(device):
         assert set(draw(inputs)) == kept, columns
 
 
+def test_equal_logits_across_chunks_are_all_kept(device, cut):
+    # More chunks share the largest logit than can be candidates; and the k-th largest is shared.
+    row = torch.zeros(600)
+    row[5:600:16] = 4.0
+    inputs = rows_of(row.expand(300, 600), device, temperature=9.0, top_k=[3] * 150 + [40] * 150)
+    inputs["seed"][:] = torch.arange(300, device=device)
+    tokens = draw(inputs)
+    assert {token % 16 for token in tokens[:150]} == {5}
+    assert len(set(tokens[:150])) > 30
+    assert len({token % 16 for token in tokens[150:]}) == 16
+
+
 def test_greedy_takes_the_lowest_id_on_a_tie_and_ignores_filters(device):
     logits = torch.zeros(3, 129)
     logits[1, [77, 128]] = 2.0
@@ -124,7 +158,7 @@ def test_greedy_takes_the_lowest_id_on_a_tie_and_ignores_filters(device):
     assert draw(inputs, score=greedy_score) == [0, 77, 0]
 
 
-def test_extreme_logits_and_settings(device):
+def test_extreme_logits_and_settings(device, cut):
     logits = torch.full((4, 40), -3e38)
     logits[:, 30:] = torch.linspace(-60.0, 60.0, 10)
     logits[:, :5] = float("-inf")
@@ -177,7 +211,7 @@ def test_rows_past_num_rows_stay_untouched(num_rows, device):
     assert inputs["out_logprobs"][num_rows:].isnan().all()
 
 
-def test_a_draw_depends_on_its_slot_alone(device):
+def test_a_draw_depends_on_its_slot_alone(device, cut):
     inputs = sample_inputs(device, rows=12, vocab_size=400)
     tokens = draw(inputs)
     logprobs = inputs["out_logprobs"].clone()
@@ -194,3 +228,7 @@ def test_wrong_arguments_are_named(device):
         sample(**inputs | {"stop_ids": inputs["stop_ids"][:, :4]})
     with pytest.raises(ValueError, match="top_k must be int32, got int64"):
         sample(**inputs | {"top_k": inputs["top_k"].long()})
+    with pytest.raises(ValueError, match=r"workspace must be for 6 rows or more, got 5"):
+        sample(**inputs | {"workspace": sample_workspace(5, 300, device)})
+    with pytest.raises(ValueError, match=r"workspace\.partials must have shape"):
+        sample(**inputs | {"workspace": sample_workspace(6, 70_000, device)})

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from paged.kernels.sampling import sample_inputs, sample_ref
+from paged.kernels.sampling_ref import sample_inputs, sample_ref
 from paged.samplers.base import ScoreSampler
 from paged.samplers.greedy import GreedySampler
 from paged.samplers.stochastic import StochasticSampler
@@ -29,6 +29,17 @@ def test_stochastic_sampler_draws_with_each_requests_parameters(device):
     StochasticSampler().sample(inputs["logits"], requests, plan)
     assert torch.equal(plan.sampled_tokens, tokens)
     torch.testing.assert_close(plan.sampled_logprobs, logprobs)
+
+
+def test_memory_is_made_once_for_the_largest_step(device):
+    inputs = sample_inputs(device, rows=6, vocab_size=129)
+    requests, plan = table_and_plan(inputs)
+    sampler = StochasticSampler()
+    sampler.sample(inputs["logits"][:2], requests, plan)
+    made = [part.data_ptr() for part in sampler._workspace(6, inputs["logits"])]
+    sampler.sample(inputs["logits"], requests, plan)
+    assert [part.data_ptr() for part in sampler._workspace(6, inputs["logits"])] == made
+    assert len(sampler._workspaces) == 1
 
 
 def test_greedy_sampler_ignores_parameters_but_keeps_min_tokens(device):

@@ -106,6 +106,8 @@ def _release_kernel(
 
 def release(requests, pool, plan, events: Events) -> None:
     """Release the rows that ended or were preempted, and close the step."""
+    if requests.stages is not None:
+        return requests.stages.release(events)
     sizes = requests.sizes
     depth, width = events.words.shape
     lanes = triton.next_power_of_2(sizes.num_slots)

@@ -1,0 +1,175 @@
+"""Draw a token of one row through its filters: from a few candidates, or from the whole row.
+
+The vocabulary is cut into chunks of CHUNK tokens. The candidates are the tokens from some logit up,
+chosen so that at most PICKED chunks hold them all: only those chunks are read. Every filter keeps
+the tokens from some floor up, so when that floor is a candidate, the candidates hold all that is
+kept and the rest of the row need not be looked at. That the floor is a candidate is known for
+certain: the count of the candidates reaches top_k, or their mass top_p of the whole, or min_p lies
+above the lowest of them. The few rows where it is not (a flat distribution with a large top_p) are
+drawn by `draw_from_row`, which reads the row again for each round of its search.
+
+In these functions rows are [ROWS], and a row with `wanted` false costs nothing but its lanes.
+"""
+
+import triton
+import triton.language as tl
+
+from paged.kernels.floor_search import LOWEST, raise_floor, walk_floor
+from paged.kernels.logit_process import process_logits
+from paged.kernels.philox import gumbel_noise
+
+GREEDY_BELOW = tl.constexpr(1e-5)
+
+
+@triton.jit
+def load_filters(
+    slots, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, vocab_size, GREEDY: tl.constexpr
+):
+    """(random, temperature, count, share, ratio) of each slot.
+
+    `random` is false for greedy rows, whose temperature is then 1 and whose filters are off. A
+    filter that is off has count 0, share 1 or ratio 0.
+    """
+    temperature = tl.full(slots.shape, 1.0, tl.float32)
+    random = temperature < 0
+    count = tl.full(slots.shape, 0, tl.int32)
+    share, ratio = temperature, temperature * 0
+    if not GREEDY:
+        given = tl.load(temperature_ptr + slots)
+        top_k = tl.load(top_k_ptr + slots)
+        top_p = tl.load(top_p_ptr + slots)
+        min_p = tl.load(min_p_ptr + slots)
+        random = given >= GREEDY_BELOW
+        temperature = tl.where(random, given, 1.0)
+        count = tl.where(random & (top_k > 0) & (top_k < vocab_size), top_k, 0)
+        share = tl.where(random & (top_p < 1), top_p, 1.0)
+        ratio = tl.where(random & (min_p > 0), min_p, 0.0)
+    return random, temperature, count, share, ratio
+
+
+@triton.jit
+def _candidate_floor(chunk_peaks, peak, wanted, PICKED: tl.constexpr):
+    """The logit from which tokens are candidates, with the largest logit of each chunk [ROWS, C].
+
+    At most PICKED chunks reach it, and if it can be more than half of that. LOWEST if all fit, +inf
+    if too many chunks share the largest logit.
+    """
+    finite = chunk_peaks >= LOWEST
+    all_fit = tl.sum(finite.to(tl.int32), axis=1) <= PICKED
+    low = tl.min(tl.where(finite, chunk_peaks, float("inf")), axis=1)  # too many reach it
+    high = peak
+    at_high = tl.sum((chunk_peaks >= high[:, None]).to(tl.int32), axis=1)
+    fits = at_high <= PICKED
+    searching = wanted & fits & (all_fit == 0) & (2 * at_high <= PICKED)
+    while tl.max(searching.to(tl.int32), axis=0) > 0:
+        middle = low * 0.5 + high * 0.5
+        between = (low < middle) & (middle < high)
+        reached = tl.sum((chunk_peaks >= middle[:, None]).to(tl.int32), axis=1)
+        searching = searching & between
+        low = tl.where(searching & (reached > PICKED), middle, low)
+        high = tl.where(searching & (reached <= PICKED), middle, high)
+        at_high = tl.where(searching & (reached <= PICKED), reached, at_high)
+        searching = searching & (2 * at_high <= PICKED)
+    return tl.where(all_fit, LOWEST, tl.where(fits, high, float("inf")))
+
+
+@triton.jit
+def draw_from_candidates(
+    row_ptrs, vocab_size, slots, too_short, stop_ids_ptr, chunk_peaks_ptrs, num_chunks, picked_ptrs,
+    temperature, count, share, ratio, peak, whole, seeds, positions, wanted,
+    score: tl.constexpr, NUM_STOP_IDS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr, PICKED: tl.constexpr, NVIDIA: tl.constexpr,
+):  # fmt: skip
+    """(tokens, known): the draw of each row, where it is known to be that of the whole row.
+
+    chunk_peaks_ptrs and picked_ptrs point to num_chunks float32 and PICKED int32 of scratch a row;
+    peak is the row's largest logit and `whole` the sum of its exp((logit - peak) / temperature).
+    """
+    lanes = tl.arange(0, PICKED)[None, :]
+    if CHUNKS <= PICKED:
+        lowest = tl.full([ROWS], LOWEST, tl.float32)
+        picked = tl.zeros([ROWS, PICKED], tl.int32) + lanes
+    else:
+        chunks = tl.arange(0, CHUNKS)[None, :]
+        chunk_peaks = tl.load(
+            chunk_peaks_ptrs[:, None] + chunks,
+            mask=(chunks < num_chunks) & wanted[:, None],
+            other=float("-inf"),
+        )
+        lowest = _candidate_floor(chunk_peaks, peak, wanted, PICKED)
+        reaching = (chunk_peaks >= lowest[:, None]).to(tl.int32)
+        places = tl.cumsum(reaching, axis=1) - 1
+        tl.store(picked_ptrs[:, None] + places, chunks + 0 * reaching, mask=reaching > 0)
+        tl.debug_barrier()  # other threads read what these wrote
+        num_picked = tl.sum(reaching, axis=1)[:, None]
+        picked = tl.load(picked_ptrs[:, None] + lanes, mask=lanes < num_picked, other=num_chunks)
+
+    inner = tl.arange(0, CHUNK)[None, None, :]
+    ids = tl.reshape(picked[:, :, None] * CHUNK + inner, [ROWS, PICKED * CHUNK])
+    raw = tl.load(
+        row_ptrs[:, None] + ids, mask=(ids < vocab_size) & wanted[:, None], other=float("-inf")
+    )
+    logits = process_logits(raw, ids, slots, too_short, stop_ids_ptr, NUM_STOP_IDS)
+    logits = tl.where(logits >= lowest[:, None], logits, float("-inf"))
+    weights = tl.exp((logits - peak[:, None]) * (1 / temperature)[:, None])
+
+    by_ratio, by_count, by_share = ratio > 0, count > 0, share < 1
+    floor = tl.where(by_ratio, peak + temperature * tl.log(tl.where(by_ratio, ratio, 1.0)), lowest)
+    complete = (lowest == LOWEST) | (by_ratio & (floor >= lowest))
+    floor = tl.maximum(floor, lowest)
+    ones = tl.where(logits >= floor[:, None], 1.0, 0.0)
+    enough = by_count & (tl.sum(ones, axis=1) >= count)
+    floor = raise_floor(logits, ones, peak, floor, wanted & enough, count.to(tl.float32))
+    complete = complete | enough
+    weights = tl.where(logits >= floor[:, None], weights, 0.0)
+    mass = tl.sum(weights, axis=1)
+    needed = share * tl.where(complete, mass, whole)
+    # Where only top-p filters, the whole row is kept before it, and its mass is known.
+    known = complete | (by_share & (mass >= needed) & (by_count == 0) & (by_ratio == 0))
+    floor = raise_floor(logits, weights, peak, floor, wanted & known & by_share, needed)
+
+    four = tl.arange(0, CHUNK // 4)[None, None, :]
+    groups = tl.reshape(picked[:, :, None] * (CHUNK // 4) + four, [ROWS, PICKED * CHUNK // 4])
+    noise = gumbel_noise(seeds, positions, groups, ROWS, PICKED * CHUNK, NVIDIA)
+    scores = score(logits, noise, temperature[:, None])
+    scores = tl.where((logits >= floor[:, None]) & (scores > float("-inf")), scores, float("-inf"))
+    best = tl.max(scores, axis=1)[:, None]
+    is_best = (scores == best) & (best > float("-inf"))
+    return tl.min(tl.where(is_best, ids, vocab_size), axis=1), known
+
+
+@triton.jit
+def draw_from_row(
+    row_ptrs, vocab_size, slots, too_short, stop_ids_ptr, temperature, count, share, ratio, peak,
+    seeds, positions, wanted, score: tl.constexpr, NUM_STOP_IDS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_V: tl.constexpr, PIVOTS: tl.constexpr, NVIDIA: tl.constexpr,
+):  # fmt: skip
+    """The draw of each row, through filters that may keep any number of tokens."""
+    floor = tl.where(
+        ratio > 0, peak + temperature * tl.log(tl.where(ratio > 0, ratio, 1.0)), LOWEST
+    )
+    floor = walk_floor(
+        row_ptrs, vocab_size, slots, too_short, stop_ids_ptr, temperature, peak, floor,
+        wanted & (count > 0), count, tl.full([ROWS], 0.0, tl.float32),
+        NUM_STOP_IDS, ROWS, BLOCK_V, PIVOTS,
+    )  # fmt: skip
+    floor = walk_floor(
+        row_ptrs, vocab_size, slots, too_short, stop_ids_ptr, temperature, peak, floor,
+        wanted & (share < 1), tl.full([ROWS], 1, tl.int32), share,
+        NUM_STOP_IDS, ROWS, BLOCK_V, PIVOTS,
+    )  # fmt: skip
+    # Each lane keeps the best of its own ids; lanes meet at the end.
+    best = tl.full([ROWS, BLOCK_V], float("-inf"), tl.float32)
+    best_ids = tl.full([ROWS, BLOCK_V], 0, tl.int32) + vocab_size
+    for start in range(0, vocab_size, BLOCK_V):
+        ids = start + tl.arange(0, BLOCK_V)[None, :]
+        raw = tl.load(row_ptrs[:, None] + ids, mask=ids < vocab_size, other=float("-inf"))
+        logits = process_logits(raw, ids, slots, too_short, stop_ids_ptr, NUM_STOP_IDS)
+        groups = start // 4 + tl.arange(0, BLOCK_V // 4)[None, :]
+        noise = gumbel_noise(seeds, positions, groups, ROWS, BLOCK_V, NVIDIA)
+        scores = score(logits, noise, temperature[:, None])
+        better = (logits >= floor[:, None]) & (scores > best)
+        best = tl.where(better, scores, best)
+        best_ids = tl.where(better, ids, best_ids)
+    is_best = best == tl.max(best, axis=1)[:, None]
+    return tl.min(tl.where(is_best, best_ids, vocab_size), axis=1)
