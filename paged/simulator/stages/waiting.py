@@ -97,7 +97,8 @@ class WaitingRows:
 
     def _limits(self, slots: np.ndarray) -> np.ndarray:
         """Pages of each row that may be taken from the cache."""
-        full = (self.requests.total_len[slots] - 1) // self.sizes.page_size
+        joined = self.requests.num_forks[slots] > 0  # its forks join it short of the last token
+        full = np.maximum(self.requests.total_len[slots] - 1 - joined, 0) // self.sizes.page_size
         return np.minimum(full, self.requests.num_hashed[slots])
 
     def _look_up(self, slots: np.ndarray) -> None:
