@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from paged.beams import BeamSearchParams
 from paged.kv.contiguous_max import reserve_len
 from paged.schedulers.priority import rank as priority
 from paged.schedulers.sjf import rank as sjf
@@ -76,6 +77,25 @@ class Machine(RuleBasedStateMachine):
                 stop_ids=stop_ids,
                 nan_at=None if nan_after is None else len(prompt) - 1 + nan_after,
             )
+
+    @rule(
+        stem=st.sampled_from(STEMS),
+        length=st.sampled_from(LENGTHS),
+        tokens=st.integers(1, 12),
+        width=st.integers(1, 3),
+        penalty=st.sampled_from((0.0, 1.0, 2.0)),
+        early_stopping=st.booleans(),
+        stop_ids=st.sampled_from(((), (1, 2, 3))),
+    )
+    def submit_beams(self, stem, length, tokens, width, penalty, early_stopping, stop_ids):
+        sizes, knobs = self.steps.sizes, self.steps.knobs
+        pages = width * -(-(length + tokens) // sizes.page_size)
+        fits = width <= min(sizes.max_num_seqs, knobs.budget) and pages <= sizes.num_pages
+        if fits and knobs.reserve is None:  # else the engine refuses it
+            params = BeamSearchParams(
+                width, tokens, length_penalty=penalty, early_stopping=early_stopping
+            )
+            self.submitted += self.steps.submit_beams(stem[:length], params, stop_ids)
 
     @rule(which=st.integers(0, 1000))
     def abort(self, which):
