@@ -8,8 +8,9 @@ from fastapi.middleware import Middleware
 
 import paged
 from paged.server import errors, responses
-from paged.server.chat import chat
-from paged.server.completions import complete
+from paged.server.answering import respond
+from paged.server.chat import ChatAnswer
+from paged.server.completions import CompletionAnswer
 from paged.server.middleware import LimitBody, RequireKey
 from paged.server.protocol import (
     ChatRequest,
@@ -58,7 +59,7 @@ def add_openai_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/completions", response_model=responses.Completion, responses=answers)
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        return await complete(service, body, request)
+        return await respond(service, body, request, CompletionAnswer)
 
     @app.post(
         "/v1/chat/completions",
@@ -66,7 +67,7 @@ def add_openai_routes(app: FastAPI, service: Service) -> None:
         responses=answers,
     )
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        return await chat(service, body, request)
+        return await respond(service, body, request, ChatAnswer)
 
     def model(name: str) -> responses.Model:
         return responses.Model(

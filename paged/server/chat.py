@@ -4,8 +4,6 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import Request, Response
-
 from paged.server.generation import Delta, Generation, Sample
 from paged.server.protocol import ChatRequest
 from paged.server.responses import (
@@ -16,22 +14,9 @@ from paged.server.responses import (
     ChosenLogprob,
     TokenLogprob,
 )  # fmt: skip
-from paged.server.service import Service, new_id, results, usage_of
-from paged.server.sse import EventStream, quoted
+from paged.server.service import Service, new_id, usage_of
+from paged.server.sse import quoted
 from paged.server.wire import Top
-
-
-async def chat(service: Service, body: ChatRequest, request: Request) -> Response:
-    """Answer a request for chat completions."""
-    service.check(body)
-    answer = ChatAnswer(service, body)
-    requests = await service.in_thread(answer.prepare)
-    generation = service.begin(body, requests, answer.max_tokens)
-    if body.stream:
-        return EventStream(generation, answer.events(generation))
-    deltas = await results(generation, request)
-    completion = answer.whole(generation, deltas)
-    return Response(completion.model_dump_json(), media_type="application/json")
 
 
 class ChatAnswer:

@@ -3,28 +3,13 @@
 import time
 from collections.abc import AsyncIterator
 
-from fastapi import Request, Response
-
 from paged.server.errors import ApiError
 from paged.server.generation import Delta, Generation, Sample
 from paged.server.protocol import CompletionRequest
 from paged.server.responses import Completion, CompletionChoice, CompletionLogprobs
-from paged.server.service import Service, new_id, results, usage_of
-from paged.server.sse import EventStream, quoted
+from paged.server.service import Service, new_id, usage_of
+from paged.server.sse import quoted
 from paged.server.token_text import TokenText
-
-
-async def complete(service: Service, body: CompletionRequest, request: Request) -> Response:
-    """Answer a request for completions."""
-    service.check(body)
-    answer = CompletionAnswer(service, body)
-    requests = await service.in_thread(answer.prepare)
-    generation = service.begin(body, requests, answer.max_tokens)
-    if body.stream:
-        return EventStream(generation, answer.events(generation))
-    deltas = await results(generation, request)
-    completion = answer.whole(generation, deltas)
-    return Response(completion.model_dump_json(), media_type="application/json")
 
 
 class CompletionAnswer:

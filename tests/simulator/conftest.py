@@ -1,15 +1,12 @@
 """The stages on the host beside the references of the kernels, on states of their own."""
 
-import random
-
 import pytest
 
 from paged.simulator.stages.host import HostStages
 from paged.state import Sizes
+from paged.testing.driving import drive as random_work
 from paged.testing.sides import Knobs, ReferenceSide, Side
 from paged.testing.steps import Steps
-
-LENGTHS = (1, 15, 16, 17, 33, 50, 80)
 
 
 class HostSide(Side):
@@ -43,31 +40,5 @@ def build_host():
 
 @pytest.fixture
 def drive():
-    """`drive(steps, seed, ...)`: random submissions and aborts, then run to the end."""
-
-    def run(
-        steps: Steps, seed: int, *, requests: int = 8, longest: int = 8, lengths=LENGTHS,
-        aborts: float = 0.0, nans: float = 0.0, samples: int = 1,
-    ) -> None:  # fmt: skip
-        rng = random.Random(seed)
-        stems = [[rng.randrange(64) for _ in range(80)] for _ in range(2)]
-        submitted = []
-        while len(submitted) < requests:
-            for _ in range(rng.choice((1, 1, 4))):
-                prompt = rng.choice(stems)[: rng.choice(lengths)]
-                if rng.random() < 0.3:
-                    prompt = [*prompt, rng.randrange(64)]
-                tokens = rng.randrange(1, longest + 1)
-                fields = {"priority": rng.randrange(3), "predicted_len": len(prompt) + tokens}
-                if rng.random() < 0.3:
-                    fields |= {"stop_ids": (7, 21, 40), "min_len": len(prompt) + rng.randrange(3)}
-                if rng.random() < nans:
-                    fields["nan_at"] = len(prompt) + rng.randrange(-1, 3)
-                n = rng.randrange(1, samples + 1) if samples > 1 else 1
-                submitted += steps.submit_samples(prompt, tokens, n, **fields)
-            if rng.random() < aborts:
-                steps.abort(rng.choice(submitted))
-            steps.step()
-        steps.finish()
-
-    return run
+    """`drive(steps, seed, ...)`: see `paged.testing.driving`."""
+    return random_work

@@ -7,8 +7,6 @@ copy) at the bandwidth measured on an H200. Times are medians of replays of a gr
 rotate through more logits than L2 holds.
 """
 
-import statistics
-
 import torch
 
 from paged.kernels.control.columns import LOGIT_EDITS, NUM_LOGPROBS, PROMPT_LEN, TOTAL_LEN
@@ -16,6 +14,7 @@ from paged.kernels.logits import edit_logits, logits_workspace
 from paged.kernels.logits_ref import edit_logits_inputs, edit_logits_ref
 from paged.kernels.report_draws import report_draws
 from paged.kernels.report_draws_ref import report_draws_inputs
+from paged.tasks.bench.hardware import graph_seconds
 
 BANDWIDTH = 4.55e12  # bytes a second, read, measured on an H200
 ROTATE_BYTES = 150e6
@@ -38,25 +37,6 @@ def check(vocab_size: int) -> None:
     torch.testing.assert_close(inputs["logits"], expected, rtol=1e-6, atol=1e-6)
 
 
-def graph_us(launches, repeats: int = 9) -> float:
-    """Microseconds of one of `launches`, all captured in one graph."""
-    for launch in launches[:2]:
-        launch()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for launch in launches:
-            launch()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times) * 1e3 / len(launches)
-
-
 def measure(rows: int, vocab_size: int, context: int, asked: int, num_top: int):
     """(us of the change, us of the report)."""
     drawn = report_draws_inputs("cuda", rows=rows, vocab_size=vocab_size)
@@ -70,7 +50,7 @@ def measure(rows: int, vocab_size: int, context: int, asked: int, num_top: int):
     shared = {"columns": columns, "workspace": workspace, "token_ids": given["token_ids"]}
     edits = [lambda one=one: edit_logits(**given | shared | {"logits": one}) for one in logits]
     reports = [lambda one=one: report_draws(**drawn | shared | {"logits": one}) for one in logits]
-    return graph_us(edits), graph_us(reports)
+    return 1e6 * graph_seconds(edits), 1e6 * graph_seconds(reports)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from paged.kernels.control.columns import NUM_CACHED, NUM_PUBLISHED, STEP, TAIL, TOTAL_LEN
+from paged.kernels.control.release import let_go_ref
 
 
 @triton.jit
@@ -94,7 +95,6 @@ def beam_repoint(requests, pool, plan) -> None:
 
 def beam_repoint_ref(requests, pool, plan) -> None:
     """The same, page by page; `canonical` past the published pages is unspecified."""
-    step, ring = int(pool.counters[STEP.value]), pool.free_ring.shape[0]
     moved = num_copies = 0
     for slot, source in enumerate(plan.beam_source.tolist()):
         if source in (-1, slot):
@@ -105,15 +105,7 @@ def beam_repoint_ref(requests, pool, plan) -> None:
         ours, theirs = requests.block_table[slot], requests.block_table[source]
         for old, new in zip(ours[:full].tolist(), theirs[:full].tolist()):
             pool.ref_count[new] += 1
-            pool.ref_count[old] -= 1
-            if int(pool.ref_count[old]) > 0:
-                continue
-            if int(pool.serial[old]) > 0:
-                pool.last_used[old] = step
-                pool.counters[NUM_CACHED.value] += 1
-            else:
-                pool.free_ring[int(pool.counters[TAIL.value]) % ring] = old
-                pool.counters[TAIL.value] += 1
+            let_go_ref(pool, old)
         ours[:full] = theirs[:full]
         requests.canonical[slot] = requests.canonical[source]
         requests.num_published[slot] = requests.num_published[source]
