@@ -4,9 +4,10 @@
 
 Grid: one program an output tile, sized by the capacity of `out`; the live row count is read on the
 device, so the live tiles come first in the grid, in groups of GROUP_M row tiles that share weight
-tiles in L2. All tensors contiguous. Accumulation is fp32, fp32 operands are multiplied in fp32.
-For many rows of 16 bits `paged.kernels.linear_persistent` does the same from descriptors, where the
-hardware has them and the rows are not selected.
+tiles in L2. Where one row tile holds the capacity, a program knows its weights before it may read
+its inputs, and `linear_prefetch` asks for them. All tensors contiguous. Accumulation is fp32, fp32
+operands are multiplied in fp32. For many rows of 16 bits `paged.kernels.linear_persistent` does the
+same from descriptors, where the hardware has them and the rows are not selected.
 
 Batch invariance: every output is one sequential chain over K, without splits. On a tensor core the
 tile does not change its order: 154 tiles gave the same bits on an H200 at every shape tried
@@ -24,6 +25,7 @@ from paged.kernels.activation import activate_ref, check_activation
 from paged.kernels.launch import check_tensor, interpreted, pdl
 from paged.kernels.linear_epilogue import finish_tile, weight_rows
 from paged.kernels.linear_persistent import can_persist, launch_persistent
+from paged.kernels.linear_prefetch import prefetch_pieces, prefetch_weights
 from paged.kernels.linear_tiles import persistent_tiles, pointer_tiles
 
 LINEAR_VARIANTS = (
@@ -47,7 +49,7 @@ LINEAR_VARIANTS = (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["piece_bytes"])
 def _linear_kernel(
     x_ptr,
     weight_ptr,
@@ -58,6 +60,7 @@ def _linear_kernel(
     out_features,
     in_features,
     softcap,
+    piece_bytes,
     HAS_BIAS: tl.constexpr,
     HAS_ROWS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
@@ -68,43 +71,52 @@ def _linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    ONE_ROW_TILE: tl.constexpr,
+    PIECES: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    program = tl.program_id(0)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
+        if PIECES > 0:
+            own_rows = weight_rows(program, out_features, GATED, BLOCK_N).to(tl.int64)
+            prefetch_weights(weight_ptr, own_rows, in_features, piece_bytes, PIECES)
         tl.extra.cuda.gdc_wait()
     num_tokens = tl.load(num_tokens_ptr)
     COLUMNS: tl.constexpr = BLOCK_N // 2 if GATED else BLOCK_N
     # plain arithmetic, not tl.cdiv: a nested call costs the interpreter a millisecond
     tiles_m = (num_tokens + BLOCK_M - 1) // BLOCK_M
     tiles_n = (out_features + COLUMNS - 1) // COLUMNS
-    program = tl.program_id(0)
     if program >= tiles_m * tiles_n:
         return
-    group = program // (GROUP_M * tiles_n)
-    group_rows = min(tiles_m - group * GROUP_M, GROUP_M)
-    in_group = program - group * (GROUP_M * tiles_n)
-    tile_m = group * GROUP_M + in_group % group_rows
-    tile_n = in_group // group_rows
+    if ONE_ROW_TILE:
+        tile_m, tile_n = 0, program
+    else:
+        group = program // (GROUP_M * tiles_n)
+        group_rows = min(tiles_m - group * GROUP_M, GROUP_M)
+        in_group = program - group * (GROUP_M * tiles_n)
+        tile_m = group * GROUP_M + in_group % group_rows
+        tile_n = in_group // group_rows
 
     token = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    # rows and columns past the end repeat the last one: no mask in the loop, nothing stored
-    row = tl.minimum(token, num_tokens - 1)
+    is_live = token < num_tokens
+    row = token
     if HAS_ROWS:
-        row = tl.load(rows_ptr + row)
+        row = tl.load(rows_ptr + token, mask=is_live, other=0)
     k = tl.arange(0, BLOCK_K)
     x_ptrs = x_ptr + row.to(tl.int64)[:, None] * in_features + k[None, :]
+    # columns past the end repeat the last one: no mask for the weight, nothing stored
     weight_row = weight_rows(tile_n, out_features, GATED, BLOCK_N).to(tl.int64)
     weight_ptrs = weight_ptr + weight_row[:, None] * in_features + k[None, :]
 
     acc = tl.full([BLOCK_M, BLOCK_N], 0.0, dtype=tl.float32)
     for start in range(0, in_features, BLOCK_K):
         if EVEN_K:
-            x = tl.load(x_ptrs)  # [BLOCK_M, BLOCK_K]
+            x = tl.load(x_ptrs, mask=is_live[:, None], other=0.0)  # [BLOCK_M, BLOCK_K]
             weight = tl.load(weight_ptrs)  # [BLOCK_N, BLOCK_K]
         else:
             in_row = (k < in_features - start)[None, :]
-            x = tl.load(x_ptrs, mask=in_row, other=0.0)
+            x = tl.load(x_ptrs, mask=is_live[:, None] & in_row, other=0.0)
             weight = tl.load(weight_ptrs, mask=in_row, other=0.0)
         acc = tl.dot(x, weight.T, acc, input_precision="ieee")
         x_ptrs += BLOCK_K
@@ -181,9 +193,11 @@ def launch_linear(
         launch_persistent(x, weight, num_tokens, out, bias, activation, logit_softcap, gated, tiles)
         return
     tiles = pointer_tiles(capacity, weight_features, in_features, weight.dtype, interpreted())
-    programs = triton.cdiv(capacity, tiles.block_m) * triton.cdiv(weight_features, tiles.block_n)
+    row_tiles = triton.cdiv(capacity, tiles.block_m)
+    programs = row_tiles * triton.cdiv(weight_features, tiles.block_n)
     if programs == 0:
         return
+    pieces, piece_bytes = prefetch_pieces(weight, tiles, row_tiles)
     _linear_kernel[(programs,)](
         x,
         weight,
@@ -194,6 +208,7 @@ def launch_linear(
         out_features,
         in_features,
         logit_softcap,
+        piece_bytes,
         HAS_BIAS=bias is not None,
         HAS_ROWS=rows is not None,
         HAS_SOFTCAP=logit_softcap is not None,
@@ -204,6 +219,8 @@ def launch_linear(
         BLOCK_N=tiles.block_n,
         BLOCK_K=tiles.block_k,
         GROUP_M=8,
+        ONE_ROW_TILE=row_tiles == 1,
+        PIECES=pieces,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         **pdl(),

@@ -19,6 +19,7 @@ class Tiles(NamedTuple):
     num_warps: int
     num_stages: int
     per_processor: int = 1  # programs of a persistent grid on a multiprocessor
+    prefetch: int = 0  # bytes of its weights that a program asks for before it waits
 
 
 # (largest capacity, largest rows of the weight, largest columns of the weight)
