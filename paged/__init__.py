@@ -6,12 +6,15 @@ is decorated, so the choice has to be made before any module that holds kernels 
 
 import os
 import sys
+import time
 
 # Interpreted kernels multiply small matrices: BLAS threads cost far more than they give there.
 # NumPy reads this when it is first imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import torch
+IMPORTED_AT = time.perf_counter()  # start-up counts from here: torch comes next
+
+import torch  # noqa: E402
 
 __version__ = "0.1.0"
 

@@ -7,7 +7,8 @@ keys are arguments. A policy function's parameters after the standard ones may b
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from paged.llm import LLM
 from paged.request import SamplingParams
 from paged.samplers.base import ScoreSampler
 from paged.schedulers.base import RankScheduler
+from paged.tasks.recipe import Recipe
 from paged.tasks.run_folder import RunFolder
 
 # group: (class that makes a component of a function, its parameter for it, what the engine passes)
@@ -32,11 +34,20 @@ WRAPPERS: dict[str, tuple[type, str, int]] = {
     "sampler": (ScoreSampler, "score", 3),
 }
 
+SIMULATION = "paged.tasks.simulate.simulate"
+GROUPS = ("scheduler", "kv", "eviction", "attention", "sampler")  # the engine's parts
 
-# Sizes that suit a GPU would make the CPU interpreter crawl: ${gpu_or_cpu:256,16}.
-OmegaConf.register_new_resolver(
-    "gpu_or_cpu", lambda gpu, cpu: cpu if interpreted() else gpu, replace=True
-)
+
+def gpu_or_cpu(gpu: Any, cpu: Any, *, _root_: DictConfig) -> Any:
+    """Sizes that suit a GPU would make the CPU interpreter crawl: ${gpu_or_cpu:256,16}.
+
+    A simulation has the sizes of the GPU that it simulates.
+    """
+    simulated = OmegaConf.select(_root_, "task._target_") == SIMULATION
+    return cpu if interpreted() and not simulated else gpu
+
+
+OmegaConf.register_new_resolver("gpu_or_cpu", gpu_or_cpu, replace=True)
 
 
 def locate(path: str, target: object) -> Callable:
@@ -91,19 +102,46 @@ def engine_settings(
     device: str | None = None,
     engine: str = "auto",
     num_slots: int | None = None,
+    logits_processors: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The engine's top-level keys as arguments of `LLM`."""
-    return {"seed": seed, "device": device, "engine": engine, "num_slots": num_slots}
+    processors = [locate("logits_processors", name) for name in logits_processors]
+    return {
+        "seed": seed,
+        "device": device,
+        "engine": engine,
+        "num_slots": num_slots,
+        "logits_processors": [one() if inspect.isclass(one) else one for one in processors],
+    }
+
+
+def recipe(cfg: DictConfig) -> Recipe:
+    """How to build the engine over its model. Parts are checked here, the model is loaded later."""
+    parts = {group: component(group, cfg[group]) for group in GROUPS}
+    model = check_arguments("model", _plain("model", cfg.model), parameters_of(model_settings))
+    keys = parameters_of(engine_settings)
+    plain = _plain("config", cfg)
+    engine = check_arguments("config", {key: plain[key] for key in keys}, keys)
+    return Recipe({**model_settings(**model), **engine_settings(**engine), **parts})
 
 
 def llm(cfg: DictConfig) -> LLM:
-    """The engine over its model. Parts are checked before the model is loaded."""
-    groups = ("scheduler", "kv", "eviction", "attention", "sampler")
-    parts = {group: component(group, cfg[group]) for group in groups}
-    model = check_arguments("model", _plain("model", cfg.model), parameters_of(model_settings))
-    keys = parameters_of(engine_settings)
-    engine = check_arguments("config", {key: cfg[key] for key in keys}, keys)
-    return LLM(**model_settings(**model), **engine_settings(**engine), **parts)
+    """The engine over its model, loaded."""
+    return recipe(cfg).build()
+
+
+@dataclass(frozen=True)
+class LLMFactory:
+    """Builds the engine where it is called: for a task that runs it in a process of its own."""
+
+    config: dict[str, Any]  # resolved
+
+    def __call__(self) -> LLM:
+        return llm(OmegaConf.create(self.config))
+
+
+def llm_factory(cfg: DictConfig) -> LLMFactory:
+    return LLMFactory(_plain("config", cfg))
 
 
 def sampling(cfg: DictConfig) -> SamplingParams:
@@ -127,7 +165,9 @@ PARTS: dict[str, Callable[[DictConfig], Any]] = {
     "sampling": sampling,
     "workload": lambda cfg: component("workload", cfg.workload),
     "logger": lambda cfg: component("logger", cfg.logger),
+    "recipe": recipe,
     "llm": llm,
+    "llm_factory": llm_factory,
 }
 
 

@@ -30,6 +30,9 @@ USAGE = """paged: an LLM inference engine for researchers
   paged generate scheduler=sjf kv.page_size=32
   paged generate -m scheduler=fcfs,sjf        a run for each
   paged generate --help                       every group, choice and setting
+  paged serve port=8000                       an OpenAI-compatible server (docs/server.md)
+  paged bench task.mode=latency               measure it (docs/benchmarks.md)
+  paged warmup model=smollm2                  compile its kernels for this GPU ahead of time
 """
 
 
@@ -40,8 +43,32 @@ def main() -> None:
         print(USAGE)
         return
     if re.fullmatch(r"\w+", arguments[0]):
-        arguments[0] = f"task={arguments[0]}"
+        arguments = task_arguments(arguments[0], arguments[1:])
     sys.exit(run(arguments))
+
+
+def task_arguments(task: str, arguments: Sequence[str]) -> list[str]:
+    """Arguments of `paged <task> ...` as those of run.py.
+
+    A setting of the task needs no prefix (`port=8000` is `task.port=8000`), and a model need not
+    be a choice of the group (`model=facebook/opt-125m` is `model.path=facebook/opt-125m`).
+    """
+    found = [f"task={task}"]
+    settings = set(_keys("task", found)) - set(_keys("", found))
+    for argument in arguments:
+        key, separator, value = argument.partition("=")
+        if separator and key in settings:
+            argument = f"task.{argument}"
+        elif key == "model" and separator and _is_path(value):
+            argument = f"model.path={value}"
+        found.append(argument)
+    return found
+
+
+def _is_path(model: str) -> bool:
+    """Whether this names a folder, a file or a hub's model, and no choice of the group."""
+    choice = config_dir() / "model" / f"{model}.yaml"
+    return not choice.is_file() and ("/" in model or Path(model).exists())
 
 
 def config_dir() -> Path:

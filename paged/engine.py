@@ -7,52 +7,33 @@ the two talk through the mailbox.
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import islice
 
 import torch
 
-from paged.graphs import EagerSteps, GraphSteps
+from paged.beam_stage import BeamStage
+from paged.beams import BeamGroup, BeamSearchParams, check_room
+from paged.command_queue import CommandQueue
+from paged.graphs import EagerSteps, GraphSteps, regimes
 from paged.intake import Limits, LiveRequest
-from paged.interfaces import Attention, Eviction, KVManager, Model, Sampler, Scheduler
-from paged.kernels.control.columns import (
-    REASON_ABORT,
-    REASON_ERROR,
-    REASON_LENGTH,
-    REASON_STOP,
+from paged.interfaces import (
+    Attention,
+    Eviction,
+    KVManager,
+    LogitsProcessor,
+    Model,
+    Sampler,
+    Scheduler,
 )  # fmt: skip
-from paged.mailbox import Event, Mailbox, Submission
+from paged.ledger import Ledger
+from paged.logits_stage import LogitsStage
+from paged.mailbox import Mailbox, Report
 from paged.request import SamplingParams
 from paged.state import RequestTable, Sizes, StepPlan
+from paged.stats import Flight, StepStats, describe_loss
 from paged.step import Step
+from paged.structured.base import Constraints, GrammarCompiler
 
-REASONS = {
-    REASON_STOP.value: "stop",
-    REASON_LENGTH.value: "length",
-    REASON_ABORT.value: "abort",
-    REASON_ERROR.value: "error",
-}
-CAPACITIES = (16, 64, 256, 1024)  # tile regimes of a step, below the token budget itself
-
-
-@dataclass(frozen=True)
-class StepStats:
-    """What one step did. Pages are counted after it; `seconds` is its time on the host's clock."""
-
-    step: int
-    num_tokens: int
-    num_seqs: int
-    free_pages: int
-    cached_pages: int
-    shortfall: int
-    num_running: int
-    num_waiting: int
-    num_preempted: int
-    num_admitted: int
-    cached_tokens: int
-    recomputed_tokens: int
-    capacity: int
-    seconds: float
+COMPILE_SECONDS = 600.0  # a first step may compile every kernel
 
 
 class Engine:
@@ -64,6 +45,14 @@ class Engine:
         seed: requests without a seed of their own draw theirs from it, in order of submission.
         graphs: capture the step in CUDA graphs and replay them.
         in_flight: steps launched before the events of the first are read.
+        watchdog_seconds: a step that reports nothing for so long is taken for lost.
+        mailbox: rings to the device; None is rings of eight steps.
+        clock: seconds; every time in outputs and metrics is read from it.
+        grammars: for requests with structured_outputs; None refuses them.
+        logits_processors: changes of the logits of every request.
+
+    A step whose events cannot come any more (a hung device, a CUDA error) makes `step` raise
+    RuntimeError with the step and what was in flight; the engine is of no use after that.
     """
 
     def __init__(
@@ -82,16 +71,23 @@ class Engine:
         seed: int = 0,
         graphs: bool = False,
         in_flight: int = 1,
+        watchdog_seconds: float = 120.0,
+        mailbox: Mailbox | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        grammars: GrammarCompiler | None = None,
+        logits_processors: Sequence[LogitsProcessor] = (),
     ) -> None:
         self.model, self.sizes, self.device, self.seed = model, sizes, device, seed
-        self.kv, self.in_flight = kv, in_flight
-        self.requests = RequestTable(sizes, device)
+        self.kv, self.in_flight, self.watchdog_seconds = kv, in_flight, watchdog_seconds
+        self.requests = RequestTable(sizes, device, vocab_size)
         self.pool = kv.allocate(self.requests, device)
-        self.mailbox = Mailbox(sizes, device)
+        self.mailbox = mailbox or Mailbox(sizes, device, vocab_size=vocab_size)
         if not 1 <= in_flight < self.mailbox.depth:
             raise ValueError(
                 f"in_flight must be from 1 to {self.mailbox.depth - 1} steps, got {in_flight}"
             )
+        if not watchdog_seconds > 0:
+            raise ValueError(f"watchdog_seconds must be positive, got {watchdog_seconds}")
         self.limits = Limits(sizes, vocab_size, tuple(eos_ids), reserves=kv.reserve_len is not None)
         self.device_step = Step(
             sizes=sizes,
@@ -104,28 +100,29 @@ class Engine:
             eviction=eviction,
             attention=attention,
             sampler=sampler,
+            beams=BeamStage(),
+            logits=LogitsStage(sizes, vocab_size, device, logits_processors),
             model=model,
             low_water=max(1, int(kv.low_water * sizes.num_pages)),
         )
-        below = [size for size in CAPACITIES if size < sizes.max_num_batched_tokens]
-        self.capacities = (*below, sizes.max_num_batched_tokens)
+        self.constraints = Constraints(grammars, vocab_size)
+        self.capacities = regimes(sizes.max_num_batched_tokens)
+        self.ledger = Ledger(sizes.num_slots, sizes.max_num_seqs, self.capacities)
         self.on_step: Callable[[StepStats], None] | None = None
 
         self.num_steps = 0
-        self._started = time.perf_counter()
+        self.clock = clock
+        self._started = clock()
         self._tickets = 0
-        self._queue: deque[LiveRequest] = deque()
-        self._by_slot: dict[int, LiveRequest] = {}
+        self._queue = CommandQueue(self.mailbox, self.ledger, shares=not self.limits.reserves)
         self._by_id: dict[str, LiveRequest] = {}
-        self._free_slots = list(range(sizes.num_slots - 1, -1, -1))
-        self._aborting: list[LiveRequest] = []
-        self._launched: deque[tuple[int, int]] = deque()  # steps in flight: number, capacity
-        self._free_pages, self._shortfall = sizes.num_pages, 0
-        self._steps: EagerSteps | GraphSteps = EagerSteps(self.device_step)
+        self._flights: deque[Flight] = deque()
+        self._failure: str | None = None
+        self.steps: EagerSteps | GraphSteps = EagerSteps(self.device_step)
         if graphs:
             steps = GraphSteps(self.device_step, self.capacities)
             self._capture(steps)
-            self._steps = steps
+            self.steps = steps
 
     def submit(
         self,
@@ -135,26 +132,64 @@ class Engine:
         request_id: str | None = None,
         prompt: str | None = None,
     ) -> LiveRequest:
-        """Queue a request. Raises ValueError if it can never be served; nothing else changes."""
+        """Queue a request; returns its first output, and the others in its `group`.
+
+        Raises ValueError if it can never be served; nothing else changes.
+        """
         name = request_id if request_id is not None else str(self._tickets)
         if name in self._by_id:
             raise ValueError(f"request_id must be unique among live requests, got {name!r}")
         live = self.limits.accept(prompt_token_ids, params, name, prompt, ticket=self._tickets)
-        self._tickets += 1
+        live.output.metrics.arrival_time = self.clock()
+        self.constraints.bind(live.group)
+        self._tickets += len(live.group)
         self._by_id[name] = live
-        self._queue.append(live)
+        self._queue.add(live.group)
+        return live
+
+    def submit_beams(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: BeamSearchParams,
+        *,
+        request_id: str | None = None,
+        prompt: str | None = None,
+    ) -> LiveRequest:
+        """Queue a beam search, followed by the `beams` of what is returned; else as `submit`."""
+        check_room(params, len(prompt_token_ids), self.sizes, shares=not self.limits.reserves)
+        sampling = params.sampling()
+        live = self.submit(prompt_token_ids, sampling, request_id=request_id, prompt=prompt)
+        search = BeamGroup(params)
+        for beam in live.group:
+            beam.beams, beam.token_ids, beam.logprobs = search, [], []
+        self.mailbox.beams = True
         return live
 
     def abort(self, request_id: str) -> None:
         """End a request; its pages return within the next step. Unknown or ended ids are no-ops."""
-        live = self._by_id.get(request_id)
-        if live is None or live in self._aborting:
+        first = self._by_id.get(request_id)
+        for live in first.group if first is not None else ():
+            self._abort(live)
+
+    def _abort(self, live: LiveRequest) -> None:
+        """End one output of a request."""
+        if live.aborted or live.has_ended:
             return
-        if live.slot < 0:
-            self._queue.remove(live)
-            self._end(live, "abort")
+        live.aborted = True
+        if self._queue.abort(live):
+            live.completion.finish_reason = "abort"
+            self._end(live)
+
+    def stop(self, live: LiveRequest, num_tokens: int, stop: str) -> None:
+        """End an output whose first `num_tokens` tokens complete the string `stop`.
+
+        The later ones are dropped. Like an abort, it has ended when the device says so.
+        """
+        live.cut(num_tokens, stop)
+        if live.has_ended:
+            live.settle()
         else:
-            self._aborting.append(live)
+            self._abort(live)
 
     def is_live(self, request_id: str) -> bool:
         return request_id in self._by_id
@@ -164,131 +199,102 @@ class Engine:
         return bool(self._by_id)
 
     def step(self) -> list[LiveRequest]:
-        """Bring one step to its end; returns the requests that got tokens or ended.
+        """Bring one step to its end; returns the outputs that got tokens or ended.
 
         Launches ahead first, until `in_flight` steps are on the device; what those do, the caller
-        learns from the next calls.
+        learns from the next calls. Without a live request nothing is launched.
         """
-        began = time.perf_counter()
-        while len(self._launched) < self.in_flight and self.has_unfinished:
-            self._launch()
-        if not self._launched:
+        if self._failure is not None:
+            raise RuntimeError(f"the engine has stopped: {self._failure}")
+        began = self.clock()
+        while len(self._flights) < self.in_flight and self._by_id:
+            try:
+                self._launch()
+            except Exception as error:  # part of the step may be on the device
+                self._failure = f"step {self.num_steps} could not be launched: {error}"
+                raise
+        if not self._flights:
             return []
-        number, capacity = self._launched.popleft()
-        header, events = self.mailbox.wait(number, self._device_idle)
-        self._free_pages, self._shortfall = header["free_pages"], header["shortfall"]
-        touched = self._apply(events)
-        header.pop("num_events"), header.pop("num_published_rows")
-        stats = StepStats(
-            step=number,
-            cached_tokens=sum(e.value for e in events if e.kind == "admitted"),
-            recomputed_tokens=sum(e.value for e in events if e.kind == "preempted"),
-            capacity=capacity,
-            seconds=time.perf_counter() - began,
-            **header,
-        )
+        flight = self._flights[0]
+        waiting = self.clock()
+        report = self._wait(flight, self.watchdog_seconds)
+        self._flights.popleft()
+        now = self.clock()
+        touched = self.ledger.apply(report, flight.capacity, now)
+        self.constraints.advance(touched)
+        if report.end_slots:
+            for live in touched:
+                if live.slot < 0:
+                    self._end(live)
         if self.on_step is not None:
-            self.on_step(stats)
+            ended = self.clock()
+            worked = ended - began - (now - waiting)
+            self.on_step(StepStats.of(report, flight, seconds=ended - began, host_seconds=worked))
         return touched
 
     def _launch(self) -> None:
         """Send the next step to the device, with the commands that are due."""
-        submissions = self._take_submissions()
-        num_aborts = self.mailbox.max_commands - len(submissions)
-        aborting = [live for live in self._aborting if live.slot >= 0]
-        self._aborting = aborting[num_aborts:]
-        aborted = [live.slot for live in aborting[:num_aborts]]
-        now_ms = int((time.perf_counter() - self._started) * 1000)
-        num_commands = self.mailbox.post(self.num_steps, now_ms, submissions, aborted)
-        capacity = self._capacity()
-        if self._free_pages < self.device_step.low_water or self._shortfall > 0:
-            self._steps.maintain()
-        longest = max((live.max_len for live in self._by_slot.values()), default=1)
-        self._steps.run(capacity, num_commands, longest)
-        self._launched.append((self.num_steps, capacity))
+        aborted = self._queue.take_aborts()
+        masks = self.constraints.take_masks(self.mailbox.max_commands - len(aborted))
+        submissions = self._queue.take_submissions(
+            len(aborted) + len(masks), self._started, self.seed, self._may_enter
+        )
+        now_ms = int((self.clock() - self._started) * 1000)
+        num_commands = self.mailbox.post(self.num_steps, now_ms, submissions, aborted, masks)
+        capacity, prompts = self.guess_capacity()
+        ledger = self.ledger
+        free_pages = self.sizes.num_pages if ledger.free_pages is None else ledger.free_pages
+        if free_pages < self.device_step.low_water or ledger.shortfall > 0:
+            self.steps.maintain()
+        self.steps.run(capacity, num_commands, ledger)
+        self._flights.append(Flight(self.num_steps, capacity, prompts, self._stream()))
         self.num_steps += 1
 
-    def _capture(self, steps: GraphSteps) -> None:
+    def guess_capacity(self) -> tuple[int, int]:
+        """(capacity, prompt tokens) of the next step. Any answer is safe; see `Ledger.guess`."""
+        return self.ledger.guess(sum(flight.prompt_tokens for flight in self._flights))
+
+    def _capture(self, steps: GraphSteps, beams: bool = False) -> None:
         """Run every capacity once without a request, then capture."""
         for capacity in steps.capacities:
             self.mailbox.post(self.num_steps, 0, [], [])
-            steps.run_uncaptured(capacity)
-            self.mailbox.wait(self.num_steps, self._device_idle, timeout=600)
+            steps.run_uncaptured(capacity, beams)
+            self._wait(Flight(self.num_steps, capacity, 0, self._stream()), COMPILE_SECONDS)
             self.num_steps += 1
-        steps.capture()
+        steps.capture(beams)
 
-    def _take_submissions(self) -> list[Submission]:
-        """Give slots to queued requests, as far as slots and the mailbox allow."""
-        submissions: list[Submission] = []
-        room = self.mailbox.max_commands - len(self._aborting)
-        while self._queue and self._free_slots and len(submissions) < room:
-            live = self._queue[0]
-            prompt = live.output.prompt_token_ids
-            if not self.mailbox.room_for(len(prompt) + sum(len(s.prompt) for s in submissions)):
-                break
-            self._queue.popleft()
-            live.slot = self._free_slots.pop()
-            self._by_slot[live.slot] = live
-            submissions.append(live.submission(self._started, self.seed))
-        return submissions
+    def _may_enter(self, live: LiveRequest) -> bool:
+        """Whether a step that takes this output can be launched now."""
+        steps = self.steps
+        if live.beams is None or not isinstance(steps, GraphSteps) or steps.takes_beams:
+            return True
+        if len(self.ledger) or self._flights:
+            return False
+        self._capture(steps, beams=True)  # nothing else runs now
+        return True
 
-    def _capacity(self) -> int:
-        """The smallest regime that holds the tokens that will probably run.
+    def _stream(self) -> torch.cuda.Stream | None:
+        return torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
 
-        A guess: steps in flight may have taken prompt tokens the host has not heard of yet, and
-        the policy may admit others than the first in line. The device clamps to the capacity, so a
-        guess too small only leaves work to the next step.
-        """
-        running = [live for live in self._by_slot.values() if live.running]
-        seats = max(0, self.sizes.max_num_seqs - len(running))
-        waiting = (live for live in self._by_slot.values() if not live.running)
-        prompts = [live for live in running if live.prefilling] + list(islice(waiting, seats))
-        wanted = sum(
-            len(live.output.prompt_token_ids) + len(live.output.outputs[0].token_ids)
-            for live in prompts
-        )
-        seats = min(len(self._by_slot), self.sizes.max_num_seqs)
-        underway = sum(max(0, capacity - seats) for _, capacity in self._launched)
-        wanted = max(0, wanted - underway) + seats
-        return next((size for size in self.capacities if size >= wanted), self.capacities[-1])
+    def _wait(self, flight: Flight, timeout: float) -> Report:
+        """The report of a step. Raises RuntimeError if it cannot come any more."""
+        stream = flight.stream
+        try:
+            return self.mailbox.wait(
+                flight.number, stream.query if stream is not None else lambda: True, timeout
+            )
+        except RuntimeError as error:  # of the mailbox, or CUDA's own from the query
+            loss = describe_loss(flight, self._flights, self.ledger.names())
+            self._failure = f"{error}\n{loss}"
+            raise RuntimeError(self._failure) from error
 
-    def _device_idle(self) -> bool:
-        return self.device.type != "cuda" or torch.cuda.current_stream(self.device).query()
-
-    def _apply(self, events: list[Event]) -> list[LiveRequest]:
-        """Bring what the device reports to the requests."""
-        now = time.perf_counter()
-        touched: dict[int, LiveRequest] = {}
-        for event in events:
-            live = self._by_slot[event.slot]
-            output, metrics = live.output.outputs[0], live.output.metrics
-            if event.kind == "admitted":
-                metrics.num_cached_tokens += event.value
-                live.running = True
-            elif event.kind == "preempted":
-                metrics.num_preemptions += 1
-                live.prefilling, live.running = True, False
-            elif event.kind == "token":
-                live.prefilling = False
-                output.token_ids.append(event.value)
-                output.logprobs.append(event.logprob)
-                live.new_tokens.append(event.value)
-                metrics.first_token_time = metrics.first_token_time or now
-                metrics.last_token_time = now
-                metrics.num_output_tokens += 1
-                touched[event.slot] = live
-            else:
-                del self._by_slot[event.slot]
-                self._free_slots.append(event.slot)
-                live.slot = -1
-                self._end(live, REASONS[event.value])
-                touched[event.slot] = live
-        return list(touched.values())
-
-    def _end(self, live: LiveRequest, reason: str) -> None:
-        live.output.outputs[0].finish_reason = reason
-        live.output.finished = True
-        live.output.metrics.finished_time = time.perf_counter()
-        if reason == "error":
-            live.output.error = "the model produced NaN logits for this request"
-        del self._by_id[live.output.request_id]
+    def _end(self, live: LiveRequest) -> None:
+        live.settle()
+        self.constraints.forget(live)
+        output = live.output
+        if live.completion.finish_reason == "error":
+            output.error = "the model produced NaN logits, or the request forbids every token"
+        if not output.finished and all(one.has_ended for one in live.group):
+            output.finished = True
+            output.metrics.finished_time = self.clock()
+            del self._by_id[output.request_id]

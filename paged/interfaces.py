@@ -10,9 +10,9 @@ pages of a sequence.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -52,6 +52,11 @@ class Eviction(Part, ABC):
         """Return cached pages to the free ring until `low_water` are free and the shortfall of
         the last schedule is covered, or nothing cached is left. Never touches a held page."""
 
+    def foresee(self, prompts: Iterable[Any], requests: RequestTable) -> None:
+        """Told the token ids, lists or arrays of ints, of every prompt of a recorded workload
+        before it is replayed, in the order of submission: for upper bounds, which read the future.
+        """
+
 
 class KVManager(Part, ABC):
     """Owns the page pool: what is found, reserved, published and given back."""
@@ -69,11 +74,13 @@ class KVManager(Part, ABC):
 
     @abstractmethod
     def lookup(self, requests: RequestTable) -> None:
-        """Write `cached_len`, `idle_hits` and the hit pages of every waiting row."""
+        """Write `cached_len`, `idle_hits` and the hit pages of every waiting row, and the status
+        of those that wait for their parent's prompt."""
 
     @abstractmethod
     def reserve(self, requests: RequestTable, plan: StepPlan) -> None:
-        """Carry out the bookings of `plan`; write block tables and the model's inputs."""
+        """Carry out the bookings of `plan`; write block tables, the pages to copy and the model's
+        inputs."""
 
     @abstractmethod
     def commit(self, requests: RequestTable, plan: StepPlan) -> None:
@@ -155,8 +162,19 @@ class Sampler(Part, ABC):
         """
 
 
+class LogitsProcessor(Part, ABC):
+    """Changes the logits of every request before the sampler sees them."""
+
+    @abstractmethod
+    def process(self, logits: torch.Tensor, requests: RequestTable, plan: StepPlan) -> None:
+        """Change `logits` [B, vocab] float32 in place, row i for slot `plan.sample_slots[i]`; rows
+        from `plan.num_samples` on hold anything."""
+
+
 class Model(Protocol):
     """What the step needs of a model; `paged.models.decoder.Decoder` is one."""
+
+    pages: torch.Tensor  # [planes, N, elements of a page]: all it keeps of each page's tokens
 
     def forward(
         self, plan: StepPlan, meta: AttentionMeta, attention: Attention, capacity: int

@@ -1,24 +1,32 @@
 """The offline API: text in, text out, over the engine."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from paged.attention.triton import TritonAttention
+from paged.bad_words import with_bad_word_ids
+from paged.beams import BeamSearchOutput, BeamSearchParams
 from paged.engine import Engine
 from paged.eviction.base import ScoreEviction
 from paged.eviction.lru import score as lru
-from paged.intake import LiveRequest
-from paged.interfaces import Attention, Eviction, KVManager, Sampler, Scheduler
+from paged.graphs import use_graphs
+from paged.intake import LiveRequest, beam_search_output
+from paged.interfaces import Attention, Eviction, KVManager, LogitsProcessor, Sampler, Scheduler
 from paged.kv.paged import PagedKV
+from paged.logits_processors import logits_processor
 from paged.models.loading import load_model
 from paged.request import RequestOutput, SamplingParams
 from paged.samplers.stochastic import StochasticSampler
 from paged.schedulers.base import RankScheduler
 from paged.sizing import choose_num_pages, resolve_device, resolve_dtype
+from paged.startup import StartClock
 from paged.state import Sizes
-from paged.tokenizer import IncrementalDecoder, load_tokenizer
+from paged.structured.llguidance import LLGuidance
+from paged.texts import Texts
+from paged.tokenizer import load_tokenizer
 
 Prompt = str | Sequence[int]
 
@@ -39,6 +47,8 @@ class LLM:
         load: "auto" or "dummy" (random weights).
         engine: "graph" replays captured CUDA graphs, two steps ahead of the host; "eager" launches
             every kernel from Python; "auto" is graph on a GPU where every part can be captured.
+        logits_processors: changes of every request's logits, in order: `@triton.jit` functions,
+            torch functions, or objects of the interface (see `paged.logits_processors`).
     """
 
     def __init__(
@@ -57,7 +67,9 @@ class LLM:
         seed: int = 0,
         load: str = "auto",
         engine: str = "auto",
+        logits_processors: Sequence[LogitsProcessor | Callable] = (),
     ) -> None:
+        clock = StartClock()
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         scheduler = RankScheduler() if scheduler is None else scheduler
@@ -72,7 +84,9 @@ class LLM:
 
         loaded = load_model(model, dtype=self.dtype, device=self.device, load=load)
         self.model, self.spec = loaded.decoder, loaded.spec
+        clock.end("weights", self.device)
         self.tokenizer = load_tokenizer(loaded.tokenizer_path)
+        clock.end("tokenizer", self.device)
         longest = self.spec.max_model_len
         if max_model_len is not None and not 1 < max_model_len <= longest:
             raise ValueError(
@@ -94,10 +108,15 @@ class LLM:
         self.model.allocate(
             sizes.max_num_batched_tokens, sizes.max_num_seqs, sizes.page_size, sizes.num_pages
         )
+        clock.end("KV cache", self.device)
         attention = TritonAttention() if attention is None else attention
         sampler = StochasticSampler() if sampler is None else sampler
-        parts = (scheduler, kv, eviction, attention, sampler)
-        graphs = self._use_graphs(engine, all(part.capturable for part in parts))
+        processors = [logits_processor(one) for one in logits_processors]
+        parts = (scheduler, kv, eviction, attention, sampler, *processors)
+        graphs = use_graphs(engine, self.device, all(part.capturable for part in parts))
+        vocab_size, grammars = self.spec.vocab_size, None
+        if self.tokenizer is not None:
+            grammars = LLGuidance(self.tokenizer, vocab_size, loaded.eos_ids)
         self.engine = Engine(
             graphs=graphs,
             in_flight=2 if graphs else 1,
@@ -109,20 +128,17 @@ class LLM:
             attention=attention,
             sampler=sampler,
             device=self.device,
-            vocab_size=self.spec.vocab_size,
+            vocab_size=vocab_size,
             eos_ids=loaded.eos_ids,
             seed=seed,
+            grammars=grammars,
+            logits_processors=processors,
         )
-        self._decoders: dict[str, IncrementalDecoder] = {}
-
-    def _use_graphs(self, engine: str, capturable: bool) -> bool:
-        if engine not in ("auto", "graph", "eager"):
-            raise ValueError(f"engine must be auto, graph or eager, got {engine!r}")
-        if engine == "graph" and self.device.type != "cuda":
-            raise ValueError(
-                "engine=graph needs a GPU; use engine=eager or auto in the interpreter"
-            )
-        return engine == "graph" or (engine == "auto" and self.device.type == "cuda" and capturable)
+        capture = self.engine.steps.capture_seconds
+        clock.end("compile and warm up", self.device, without=capture)
+        self.startup = clock.seconds | {"graph capture": capture}  # seconds of each phase
+        self._texts = Texts(self.tokenizer, self.engine)
+        self._grown: dict[str, dict[str, RequestOutput]] = {}  # by request: its stream's news
 
     def generate(
         self,
@@ -131,7 +147,7 @@ class LLM:
     ) -> list[RequestOutput]:
         """Continue every prompt (text, or a list of token ids); outputs in the prompts' order."""
         requests = self._submit_all(prompts, sampling_params)
-        for _ in self._run():
+        for _ in self._read(requests):
             pass
         return [live.output for live in requests]
 
@@ -140,9 +156,13 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> Iterator[RequestOutput]:
-        """Yield a request's output, grown in place, whenever a step has added to it or ended it."""
-        self._submit_all(prompts, sampling_params)
-        return self._run()
+        """Yield a request's output, grown in place, whenever a step has added to it or ended it.
+
+        Ends with its own requests; without a prompt it reads those of `submit`, until all requests
+        have ended. Several streams may be read in turns: whoever reads runs the steps of all, and
+        what nobody reads costs the others nothing.
+        """
+        return self._read(self._submit_all(prompts, sampling_params))
 
     def chat(
         self,
@@ -158,11 +178,30 @@ class LLM:
         prompts = [self.tokenizer.chat_ids(conversation) for conversation in conversations]
         return self.generate(prompts, sampling_params)
 
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams
+    ) -> list[BeamSearchOutput]:
+        """The `beam_width` most probable continuations that a beam search finds of every prompt."""
+        requests: list[LiveRequest] = []
+        try:
+            for prompt in _several(prompts):
+                text = prompt if isinstance(prompt, str) else None
+                requests.append(self.engine.submit_beams(self._ids(prompt), params, prompt=text))
+        except ValueError:
+            for live in requests:
+                self.abort(live.output.request_id)
+            raise
+        for _ in self._read(requests):
+            pass
+        decode = None if self.tokenizer is None else self.tokenizer.decode
+        return [beam_search_output(live, decode) for live in requests]
+
     def abort(self, request_id: str) -> None:
         """End a request early; what it has so far stays in its output."""
         self.engine.abort(request_id)
         if not self.engine.is_live(request_id):
-            self._decoders.pop(request_id, None)
+            self._texts.drop(request_id)
+            self._grown.pop(request_id, None)
 
     def _submit_all(
         self,
@@ -170,9 +209,7 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None,
     ) -> list[LiveRequest]:
         """Queue all prompts or, if one of them is refused, none."""
-        several: list[Any] = (
-            [prompts] if isinstance(prompts, str) or _is_ids(prompts) else list(prompts)
-        )
+        several = _several(prompts)
         if params is None or isinstance(params, SamplingParams):
             each = [params or SamplingParams()] * len(several)
         else:
@@ -197,36 +234,54 @@ class LLM:
     ) -> LiveRequest:
         """Queue one request without running it; `engine.step()` or another call's loop will."""
         text = prompt if isinstance(prompt, str) else None
-        if not isinstance(prompt, str):
-            ids = list(prompt)
-        elif self.tokenizer is None:
-            raise ValueError("this model has no tokenizer; pass the prompt as token ids")
-        elif not prompt:
-            raise ValueError("prompt must hold at least one token, got an empty string")
-        else:
-            ids = self.tokenizer.encode(prompt)
-        live = self.engine.submit(ids, params, request_id=request_id, prompt=text)
+        ids = self._ids(prompt)
         if self.tokenizer is not None:
-            self._decoders[live.output.request_id] = IncrementalDecoder(self.tokenizer, ids)
+            params = with_bad_word_ids(params, self.tokenizer)
+        elif params.stop_strings:
+            raise ValueError("stop strings need a tokenizer, and this model has none")
+        live = self.engine.submit(ids, params, request_id=request_id, prompt=text)
+        self._texts.add(live)
         return live
 
-    def _run(self) -> Iterator[RequestOutput]:
-        while self.engine.has_unfinished:
-            for live in self.engine.step():
-                self._detokenize(live)
-                yield live.output
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if self.tokenizer is None:
+            raise ValueError("this model has no tokenizer; pass the prompt as token ids")
+        if not prompt:
+            raise ValueError("prompt must hold at least one token, got an empty string")
+        return self.tokenizer.encode(prompt)
 
-    def _detokenize(self, live: LiveRequest) -> None:
-        decoder = self._decoders.get(live.output.request_id)
-        if decoder is not None:
-            completion = live.output.outputs[0]
-            completion.text += decoder.add(live.new_tokens)
-            if live.output.finished:
-                completion.text += decoder.finish()
-                del self._decoders[live.output.request_id]
-        live.new_tokens.clear()
+    def _read(self, requests: Sequence[LiveRequest]) -> Iterator[RequestOutput]:
+        """The stream of `requests`, which grow from now on, read or not."""
+        grown: dict[str, RequestOutput] = {}  # by request; what the reader has not seen
+        for live in requests:
+            self._grown[live.output.request_id] = grown
+
+        def read() -> Iterator[RequestOutput]:
+            unfinished = deque(requests)
+            while True:
+                while grown:
+                    yield grown.pop(next(iter(grown)))
+                while unfinished and unfinished[0].output.finished:
+                    unfinished.popleft()
+                if not unfinished and (requests or not self.engine.has_unfinished):
+                    return
+                touched = self.engine.step()
+                for live in touched:
+                    self._texts.update(live)
+                    name = live.output.request_id
+                    self._grown.get(name, grown)[name] = live.output
+                for live in touched:
+                    if live.output.finished:
+                        self._grown.pop(live.output.request_id, None)
+                        self._texts.drop(live.output.request_id)
+
+        return read()
 
 
-def _is_ids(prompts: object) -> bool:
-    """Whether this is one prompt of token ids rather than several prompts."""
-    return isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], int)
+def _several(prompts: Prompt | Sequence[Prompt]) -> list[Any]:
+    """The prompts as a list, also of one, be it text or token ids."""
+    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int)):
+        return [prompts]
+    return list(prompts)

@@ -5,13 +5,16 @@ captured graph lives, so nothing here is ever reallocated or replaced.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from paged.kernels.control import columns as col
+from paged.kernels.logit_edits import WORDS, mask_words
 
 WAITING, RUNNING = col.WAITING.value, col.RUNNING.value
 FINISHED, PREEMPTED, FREE = col.FINISHED.value, col.PREEMPTED.value, col.FREE.value
+FORKING = col.FORKING.value
 
 
 def next_power_of_2(n: int) -> int:
@@ -56,6 +59,7 @@ class Sizes:
 class RequestTable:
     """One row a request. `columns` [C, R] int32; every name below is a view of one column [R]."""
 
+    stages: Any = None  # what runs in the kernels' place on this state: see paged/simulator
     status: torch.Tensor
     arrival: torch.Tensor
     arrival_ms: torch.Tensor
@@ -77,18 +81,34 @@ class RequestTable:
     finish_reason: torch.Tensor
     top_k: torch.Tensor
     num_hashed: torch.Tensor
+    parent: torch.Tensor
+    parent_arrival: torch.Tensor
+    num_forks: torch.Tensor
+    logit_edits: torch.Tensor
+    forced_len: torch.Tensor
+    mask_len: torch.Tensor
+    num_logprobs: torch.Tensor
+    beam_width: torch.Tensor
+    beam_index: torch.Tensor
+    early_stopping: torch.Tensor
 
-    def __init__(self, sizes: Sizes, device: torch.device | str) -> None:
+    def __init__(self, sizes: Sizes, device: torch.device | str, vocab_size: int = 1) -> None:
         slots, pages = sizes.num_slots, sizes.max_pages_per_seq
         self.sizes = sizes
         self.columns = torch.zeros(col.NUM_COLUMNS, slots, dtype=torch.int32, device=device)
         for index, name in enumerate(col.COLUMN_NAMES):
             setattr(self, name, self.columns[index])
-        self.sampling = torch.zeros(3, slots, dtype=torch.float32, device=device)
-        self.temperature, self.top_p, self.min_p = self.sampling.unbind(0)  # each [R]
+        # Temperature, top-p, min-p, then the repetition, presence and frequency penalties.
+        self.sampling = torch.zeros(6, slots, dtype=torch.float32, device=device)
+        self.temperature, self.top_p, self.min_p = self.sampling[:3].unbind(0)  # each [R]
         self.seed = torch.zeros(slots, dtype=torch.int64, device=device)
         self.stop_ids = torch.full(
             (slots, col.NUM_STOP_IDS.value), -1, dtype=torch.int32, device=device
+        )
+        # What requests change of their logits: see logit_edits.py. A bit a token that is allowed.
+        self.edits = torch.zeros(slots, WORDS, dtype=torch.int32, device=device)
+        self.token_mask = torch.zeros(
+            slots, mask_words(vocab_size), dtype=torch.int32, device=device
         )
         self.token_ids = torch.zeros(slots, sizes.max_model_len, dtype=torch.int32, device=device)
         self.block_table = torch.zeros(slots, pages, dtype=torch.int32, device=device)
@@ -98,6 +118,13 @@ class RequestTable:
         self.canonical = torch.zeros(slots, pages, dtype=torch.int32, device=device)
         # Serial that the last of them had: the row need not hold it, so it may be evicted.
         self.chain_serial = torch.zeros(slots, dtype=torch.int64, device=device)
+        # Beam search: sums of log-probabilities, and by the slot of a group's first beam its rows
+        # and the best scores of sequences that have ended.
+        self.beam_score = torch.zeros(slots, dtype=torch.float32, device=device)
+        self.length_penalty = torch.zeros(slots, dtype=torch.float32, device=device)
+        group = (slots, col.MAX_BEAM_WIDTH.value)
+        self.beam_slots = torch.zeros(group, dtype=torch.int32, device=device)
+        self.beam_finished = torch.zeros(group, dtype=torch.float32, device=device)
 
 
 class PagePool:
@@ -106,6 +133,8 @@ class PagePool:
     Every page is in exactly one of three states: free (in the ring between head and tail),
     cached (published, `ref_count` 0) or in use (`ref_count` > 0).
     """
+
+    stages: Any = None  # as the request table's
 
     def __init__(
         self, sizes: Sizes, device: torch.device | str, num_buckets: int | None = None
@@ -170,7 +199,7 @@ class StepPlan:
         self.admitted = ints(slots)  # 1 = left the queue in this step
         self.slot_sample = ints(slots, value=-1)  # index among the sampled rows, -1 = none
 
-        self.counts = ints(8)
+        self.counts = ints(10)
         self.num_tokens = self.counts[0:1]
         self.num_seqs = self.counts[1:2]
         self.num_samples = self.counts[2:3]
@@ -179,6 +208,8 @@ class StepPlan:
         self.num_admitted = self.counts[5:6]
         self.num_active = self.counts[6:7]
         self.num_events = self.counts[7:8]
+        self.num_copies = self.counts[8:9]
+        self.num_beam_copies = self.counts[9:10]
         self.ring_base = ints(1, dtype=torch.int64)  # the free ring's head before this step
 
         self.seq_slots = ints(seqs)
@@ -187,6 +218,9 @@ class StepPlan:
         self.seq_hits = ints(seqs)  # prefix hits taken by an admission of this step
         self.seq_pages = ints(seqs)  # pages booked
         self.seq_ring = ints(seqs)  # their offset from ring_base
+        self.seq_copy = ints(seqs)  # index among the copies of this step, -1 = none
+        self.copy_source = ints(seqs)  # pages to copy before the forward, and where to
+        self.copy_target = ints(seqs)
         self.cu_seqlens_q = ints(seqs + 1)
         self.seq_lens = ints(seqs)
         self.block_table = ints(seqs, sizes.max_pages_per_seq)
@@ -199,5 +233,16 @@ class StepPlan:
         self.logits_indices = ints(seqs)
         self.sampled_tokens = ints(seqs)
         self.sampled_logprobs = torch.zeros(seqs, dtype=torch.float32, device=device)
+        self.beams = False  # whether the stages of this step look for beams
+        width = col.MAX_BEAM_WIDTH.value + col.NUM_STOP_IDS.value
+        self.beam_tokens = ints(seqs, width)  # candidates of each sampled row that is a beam
+        self.beam_logprobs = torch.zeros(seqs, width, dtype=torch.float32, device=device)
+        self.beam_source = ints(slots, value=-1)  # slot whose sequence a beam continues, or -1
+        self.ended_source = ints(slots, value=-1)  # slot whose sequence ends here, or -1
+        self.ended_token = ints(slots)
+        self.ended_score = torch.zeros(slots, dtype=torch.float32, device=device)
+        self.moved_slots = ints(slots)  # beams that go on with another's sequence
+        self.copy_beam_source = ints(slots)  # pages to copy after the choice of beams
+        self.copy_beam_target = ints(slots)
         self.published_slots = ints(slots)  # rows with new full pages to publish
         self.release_slots = ints(slots)

@@ -1,7 +1,7 @@
 """The step, stage by stage: the device's side of the engine.
 
-    ingest -> lookup -> rank -> schedule -> prepare -> model -> sample -> update -> publish
-    -> release
+    ingest -> lookup -> rank -> schedule -> prepare -> model -> edit -> sample -> report
+    -> update -> publish -> release
 
 Every stage is a launch over device-resident state. Nothing here looks at a result, so the whole can
 be captured in a CUDA graph (see graphs.py) and replayed ahead of what the host knows.
@@ -9,6 +9,7 @@ be captured in a CUDA graph (see graphs.py) and replayed ahead of what the host 
 
 from dataclasses import dataclass
 
+from paged.beam_stage import BeamStage
 from paged.interfaces import (
     Attention,
     AttentionMeta,
@@ -20,6 +21,8 @@ from paged.interfaces import (
 )  # fmt: skip
 from paged.kernels.control.ingest import ingest
 from paged.kernels.control.update import update
+from paged.kernels.copy_pages import copy_pages
+from paged.logits_stage import LogitsStage
 from paged.mailbox import Mailbox
 from paged.state import PagePool, RequestTable, Sizes, StepPlan
 
@@ -38,24 +41,29 @@ class Step:
     eviction: Eviction
     attention: Attention
     sampler: Sampler
+    logits: LogitsStage
+    beams: BeamStage
     model: Model
     low_water: int  # pages to keep free
 
-    def run(self, capacity: int, num_commands: int, max_seq_len: int) -> None:
+    def run(self, capacity: int, num_commands: int, max_seq_len: int, beams: bool = False) -> None:
         """Launch every stage once.
 
         Args:
             capacity: tokens at most; the scheduler clamps its grants to it on the device.
             num_commands: bound of the host's commands for this step.
             max_seq_len: bound of every sequence's length.
+            beams: whether to look for beams; without it none may be live.
         """
         requests, plan = self.requests, self.plan
+        plan.beams = beams
         ingest(requests, self.pool, self.mailbox.commands, num_commands)
         self.kv.lookup(requests)
         self.scheduler.schedule(
             requests, self.pool, plan, capacity=capacity, reserve=self.kv.reserve_len
         )
         self.kv.reserve(requests, plan)
+        copy_pages(self.model.pages, plan.copy_source, plan.copy_target, plan.num_copies)
         meta = AttentionMeta(
             block_table=plan.block_table,
             cu_seqlens_q=plan.cu_seqlens_q,
@@ -67,7 +75,11 @@ class Step:
             max_seq_len=max_seq_len,
         )
         logits = self.model.forward(plan, meta, self.attention, capacity)
+        self.logits.edit(logits, requests, plan)
         self.sampler.sample(logits, requests, plan)
+        self.logits.report(logits, requests, self.pool, plan, self.mailbox.tops.words)
+        if beams:
+            self.beams.choose(logits, requests, self.pool, plan, self.model.pages)
         update(requests, self.pool, plan, self.mailbox.events)
         self.kv.commit(requests, plan)
         self.kv.release(requests, plan, self.mailbox.events)

@@ -1,5 +1,7 @@
 """What a user sees who asks for something wrong: one line, exit code 2, and no run folder."""
 
+import socket
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -25,7 +27,7 @@ def refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["scheduler=nope"], "scheduler: no choice 'nope' (one of fcfs, lpm"),
+        (["scheduler=nope"], "scheduler: no choice 'nope' (one of edf, fcfs, hrrn"),
         (["model=storys"], "model: no choice 'storys'; did you mean stories?"),
         (["schedulr=fcfs"], "schedulr: no such key; did you mean scheduler?"),
         (["scheduler.max_seqs=3"], "scheduler.max_seqs: no such key; did you mean max_num_seqs?"),
@@ -66,3 +68,22 @@ def test_the_console_command_alone_prints_help(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["paged"])
     cli.main()
     assert "paged generate" in capsys.readouterr().out
+
+
+def test_a_task_needs_no_prefix_for_its_settings(tmp_path):
+    arguments = ["port=9", "model=facebook/opt-125m", "kv=paged", "seed=3", "-m", "model=gpt2"]
+    assert cli.task_arguments("serve", arguments) == [
+        "task=serve",
+        "task.port=9",
+        "model.path=facebook/opt-125m",
+        *arguments[2:],
+    ]
+    assert cli.task_arguments("serve", [f"model={tmp_path}"])[1] == f"model.path={tmp_path}"
+
+
+def test_a_port_that_is_taken_is_one_line(refused):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"task.port: cannot listen on 127.0.0.1:{port}" in refused(
+            "task=serve", f"task.port={port}"
+        )

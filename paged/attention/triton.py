@@ -16,8 +16,9 @@ MANY = 2**31 - 1
 SHORT_ROWS = 16  # query rows of a decode's tile: the least a tensor core multiplies
 SHORT_CAPACITY = 256  # tokens of a step
 WORKSPACE_ROWS = 4096  # 64 MiB with 32 heads of 128; a row is one split of one token
-# programs that a launch of short tiles has at least; those without an item end at once
-SPREAD_PROGRAMS = {16: 512, MANY: 2048}  # by largest capacity
+SPREAD_PROGRAMS = (
+    512  # that a launch of short tiles has at least; those without an item end at once
+)
 
 
 class Cut(NamedTuple):
@@ -131,9 +132,8 @@ class TritonAttention(Attention):
         max_items, num_rows = tiles, 0
         if meta.max_seq_len > self.split_size and self.workspace_rows:
             num_rows = self.workspace_rows
-            limit = next(limit for limit in SPREAD_PROGRAMS if capacity <= limit)
             # room for long contexts among many sequences too
-            max_items = max(SPREAD_PROGRAMS[limit] // spec.num_kv_heads, tiles + cdiv(tiles, 2))
+            max_items = max(SPREAD_PROGRAMS // spec.num_kv_heads, tiles + cdiv(tiles, 2))
         cuts = [Cut(short, 1, most, max_items, num_rows, self.split_size)]
         if is_mixed:
             tall = max(1, tall_rows(dtype, spec.head_dim) // group)

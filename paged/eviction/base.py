@@ -3,6 +3,9 @@
 A policy is `score(page, now, *args) -> int32`, smallest goes first, at one of three levels: a
 `@triton.jit` function, a plain function on torch tensors ([N] int32 each), or a subclass of
 `HostEviction` in plain Python, which synchronises when it runs.
+
+A policy with a memory is a subclass of `ScoreEviction` that keeps tensors of its own: `scores`
+brings them up to date and ranks the pages, `settle` notes what was taken. The simulator runs both.
 """
 
 from abc import abstractmethod
@@ -30,24 +33,36 @@ class ScoreEviction(Eviction):
         self.score_function = score
         self.args = tuple(args)
 
+    def scores(self, pool: PagePool) -> torch.Tensor:
+        """[N] int32, where `score` is not a Triton function. Pages that are not cached hold what is
+        left of earlier contents; their scores are not looked at."""
+        return self.score_function(page_view(pool), now_view(pool), *self.args)
+
+    def settle(self, pool: PagePool) -> None:
+        """Called after pages were taken; those have `pool.serial` 0 now."""
+
     def evict(self, pool: PagePool, low_water: int) -> None:
         if is_kernel_function(self.score_function):
             evict(pool, low_water, self.score_function, self.args)
-            return
-        pool.score.copy_(self.score_function(page_view(pool), now_view(pool), *self.args))
-        evict(pool, low_water)
+        else:
+            pool.score.copy_(self.scores(pool))
+            evict(pool, low_water)
+        self.settle(pool)
 
 
-class HostEviction(Eviction):
+class HostEviction(ScoreEviction):
     """A policy in plain Python: subclass and write `score(page, now) -> int`."""
 
     capturable = False
+
+    def __init__(self) -> None:
+        super().__init__(self.score)
 
     @abstractmethod
     def score(self, page: Page, now: Now) -> int:
         """The page's score, an int of 32 bits; fields of `page` and `now` are ints."""
 
-    def evict(self, pool: PagePool, low_water: int) -> None:
+    def scores(self, pool: PagePool) -> torch.Tensor:
         now = Now(*(int(value) for value in now_view(pool)))
         pages = zip(*(column.tolist() for column in page_view(pool)))
         scores = [self.score(Page(*page), now) for page in pages]
@@ -55,5 +70,4 @@ class HostEviction(Eviction):
             if not isinstance(score, int) or not -(2**31) <= score < 2**31:
                 name = type(self).__name__
                 raise ValueError(f"{name}.score must return an int of 32 bits, got {score!r}")
-        pool.score.copy_(torch.tensor(scores, dtype=torch.int32))
-        evict(pool, low_water)
+        return torch.tensor(scores, dtype=torch.int32)

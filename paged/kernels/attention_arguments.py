@@ -7,6 +7,8 @@ import torch
 from paged.kernels.attention_items import ITEM_FIELDS
 from paged.kernels.launch import check_tensor, interpreted
 
+FEW_TOKENS = 16  # of a launch whose programs do not fill the GPU
+
 
 class AttentionConfig(NamedTuple):
     """How a launch computes; only block_n shows in the bits."""
@@ -24,11 +26,19 @@ class Partials(NamedTuple):
     arrived: torch.Tensor  # [num_rows, num_kv_heads] int32, zero between launches
 
 
-def choose_config(dtype: torch.dtype, block_m: int, block_d: int) -> AttentionConfig:
-    """BLOCK_N by dtype alone; warps by the height of a tile, stages by what shared memory holds."""
+def choose_config(
+    dtype: torch.dtype, block_m: int, block_d: int, num_tokens: int
+) -> AttentionConfig:
+    """BLOCK_N by dtype alone; warps by the height of a tile, stages by what shared memory holds.
+
+    Short tiles of few tokens are chains of loads, which more stages shorten; those of many wait for
+    bandwidth, and small programs keep more of it busy (experiments/kernels/attention).
+    """
     block_n = 32 if dtype == torch.float32 and not interpreted() else 64
     # half the stages go to the block table's loads, which K and V wait for
     num_stages = 5 if block_n * block_d * dtype.itemsize <= 2**14 else 3
+    if block_m < 64 and num_tokens > FEW_TOKENS and num_stages == 5:
+        return AttentionConfig(block_n, 2, 3)
     return AttentionConfig(block_n, 8 if block_m >= 64 else 4, num_stages)
 
 

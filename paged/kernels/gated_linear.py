@@ -2,7 +2,7 @@
 
 The weight holds the I rows of the gate, then the I rows of up. Kernels, grid and batch invariance
 are those of `paged.kernels.linear`, whose tile here takes gate and up rows in pairs. Both are
-rounded to the dtype of x before they meet: the bits of `linear` and `gated_activation`. The gate is
+rounded to the dtype of x before they meet, as if a linear layer had written them. The gate is
 Shazeer, "GLU Variants Improve Transformer" (2020).
 """
 

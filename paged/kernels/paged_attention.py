@@ -244,7 +244,7 @@ def paged_attention(
     """
     check_scalars(softmax_scale, k_cache.shape[2], split_size, sliding_window, logit_softcap, pairs)
     check_arguments(q, k_cache, v_cache, block_table, items, out, alibi_slopes, partials)
-    _, num_heads, head_dim = q.shape
+    num_tokens, num_heads, head_dim = q.shape
     _, num_kv_heads, page_size, _ = k_cache.shape
     max_items = items.shape[0]
     if max_items == 0:
@@ -252,7 +252,7 @@ def paged_attention(
     group = num_heads // num_kv_heads
     block_m = max(16, triton.next_power_of_2(tokens_per_tile * group))
     block_d = max(16, triton.next_power_of_2(head_dim))
-    block_n, num_warps, num_stages = config or choose_config(q.dtype, block_m, block_d)
+    block_n, num_warps, num_stages = config or choose_config(q.dtype, block_m, block_d, num_tokens)
     score_scale = LOG2_E * (softmax_scale if logit_softcap is None else logit_softcap)
     num_pairs = max_items * num_kv_heads
     if pairs is None:

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import torch
 
 from paged.interfaces import KVManager
+from paged.kernels.control.columns import NUM_CACHED
 from paged.kernels.control.lookup import lookup
 from paged.kernels.control.prepare import prepare
 from paged.kernels.control.publish import publish
 from paged.kernels.control.release import release
 from paged.kernels.control.update import Events
-from paged.state import PagePool, RequestTable, StepPlan, check_page_size
+from paged.state import RUNNING, PagePool, RequestTable, StepPlan, check_page_size
 from paged.testing.invariants import check_state
 
 
@@ -58,8 +59,7 @@ class PagedKV(KVManager):
         return self.pool
 
     def lookup(self, requests: RequestTable) -> None:
-        if self.prefix_caching:
-            lookup(requests, self.pool)
+        lookup(requests, self.pool)  # without a prefix cache it finds parents' pages only
 
     def reserve(self, requests: RequestTable, plan: StepPlan) -> None:
         prepare(requests, self.pool, plan)
@@ -70,6 +70,29 @@ class PagedKV(KVManager):
 
     def release(self, requests: RequestTable, plan: StepPlan, events: Events) -> None:
         release(requests, self.pool, plan, events)
+
+    def memory_split(self, requests: RequestTable) -> dict[str, int]:
+        """Slots of KV memory by use, as in Fig. 2 of Kwon et al., SOSP 2023; reads the device.
+
+        Of what running requests hold beyond their computed tokens, those up to `max_len` are
+        reserved, and the rest is internal waste. Shared pages count once.
+        """
+        size, running = self.pool.sizes.page_size, requests.status == RUNNING
+        computed = requests.num_computed_tokens[running]
+        unused = requests.num_pages[running] * size - computed
+        to_come = (requests.max_len[running] - computed).clamp(min=0)
+        reserved, beyond = int(torch.minimum(unused, to_come).sum()), int(unused.sum())
+        free = self.pool.num_free() * size
+        cached = int(self.pool.counters[NUM_CACHED.value]) * size
+        held = self.pool.sizes.num_pages * size - free - cached
+        return {
+            "token_states": held - beyond,
+            "reserved": reserved,
+            "internal_waste": beyond - reserved,
+            "external_waste": 0,
+            "cached": cached,
+            "free": free,
+        }
 
     def check(self, requests: RequestTable) -> None:
         check_state(requests, self.pool)

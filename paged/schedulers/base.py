@@ -6,6 +6,10 @@ A policy is `rank(row, now, *args) -> int32`, smallest first, at one of three le
 - a plain function on torch tensors: every field of `row` is [R] int32 on the device;
 - a subclass of `HostScheduler`, whose `rank` sees one Python object a request and may do anything,
   at the price of one synchronisation a step.
+
+A policy that is more than an order is a subclass of `RankScheduler` with one of its hooks: `keys`
+for an order that needs the whole table, `charge` for accounts of what was served, `spare_pages` for
+admission. The simulator runs the same hooks.
 """
 
 from abc import abstractmethod
@@ -20,6 +24,7 @@ from paged.kernels.control.order import now_view, order, row_view
 from paged.kernels.control.schedule import schedule
 from paged.kernels.launch import is_kernel_function
 from paged.schedulers.fcfs import rank as fcfs
+from paged.schedulers.victims import VICTIMS
 from paged.state import RUNNING, WAITING, PagePool, RequestTable, StepPlan
 
 
@@ -34,6 +39,9 @@ class RankScheduler(Scheduler):
         chunk: tokens of one request in one step; None is the whole budget.
         watermark: share of the pages that an admission must leave available.
         preemptive: rank waiting rows among running ones, and preempt running rows for them.
+        victim: who gives way when running rows run short of pages, "last_admitted",
+            "lowest_priority" or "least_computed"; None takes the last by `rank`. Where the order
+            is preemptive, it decides this too.
         static_batch: admit only when nothing runs (a batch runs to completion).
     """
 
@@ -48,6 +56,7 @@ class RankScheduler(Scheduler):
         watermark: float = 0.01,
         preemptive: bool = False,
         static_batch: bool = False,
+        victim: str | None = None,
     ) -> None:
         for name, value in (
             ("max_num_seqs", max_num_seqs),
@@ -58,6 +67,14 @@ class RankScheduler(Scheduler):
                 raise ValueError(f"scheduler.{name} must be at least 1, got {value}")
         if not 0 <= watermark < 1:
             raise ValueError(f"scheduler.watermark must be in [0, 1), got {watermark}")
+        if victim is not None and victim not in VICTIMS:
+            names = ", ".join(VICTIMS)
+            raise ValueError(f"scheduler.victim must be one of {names} or null, got {victim!r}")
+        if victim is not None and preemptive:
+            raise ValueError(
+                f"scheduler.victim must be null with preemptive=true, whose order decides who "
+                f"gives way, got {victim!r}"
+            )
         self.rank_function = rank
         self.args = tuple(args)
         self.max_num_seqs = max_num_seqs
@@ -66,15 +83,36 @@ class RankScheduler(Scheduler):
         self.watermark = watermark
         self.preemptive = preemptive
         self.static_batch = static_batch
+        self.victim = victim
+
+    def keys(self, requests: RequestTable, pool: PagePool) -> torch.Tensor:
+        """[R] int32, where `rank` is not a Triton function. Rows that are neither waiting nor
+        running hold what is left of earlier requests; their keys are not looked at."""
+        return self.rank_function(row_view(requests), now_view(pool), *self.args)
+
+    def rank_victims(self, requests: RequestTable, plan: StepPlan) -> None:
+        """Replace the keys of running rows in `plan.key` by the victim's, if there is a rule."""
+        if self.victim is not None:
+            row = row_view(requests)
+            plan.key.copy_(torch.where(row.running != 0, VICTIMS[self.victim](row), plan.key))
+
+    def spare_pages(self, requests: RequestTable, pool: PagePool, plan: StepPlan) -> int:
+        """Pages that an admission of this step must leave available; `plan.order` is known."""
+        return int(self.watermark * pool.sizes.num_pages)
+
+    def charge(self, requests: RequestTable, plan: StepPlan) -> None:
+        """Called when the grants of a step are decided, for policies that keep accounts."""
 
     def order(self, requests: RequestTable, pool: PagePool, plan: StepPlan) -> None:
         """Write `plan.order` by the policy, at whichever level it is written."""
-        if is_kernel_function(self.rank_function):
+        in_triton = is_kernel_function(self.rank_function)
+        if in_triton:
             order(requests, pool, plan, self.rank_function, self.args, self.preemptive)
-            return
-        keys = self.rank_function(row_view(requests), now_view(pool), *self.args)
-        plan.key.copy_(keys)
-        order(requests, pool, plan, preemptive=self.preemptive)
+        else:
+            plan.key.copy_(self.keys(requests, pool))
+        if not in_triton or self.victim is not None:
+            self.rank_victims(requests, plan)
+            order(requests, pool, plan, preemptive=self.preemptive)
 
     def schedule(
         self, requests: RequestTable, pool: PagePool, plan: StepPlan, *, capacity: int, reserve
@@ -86,10 +124,11 @@ class RankScheduler(Scheduler):
             plan,
             budget=min(self.max_num_batched_tokens, capacity),
             chunk=self.chunk,
-            watermark=int(self.watermark * pool.sizes.num_pages),
+            watermark=self.spare_pages(requests, pool, plan),
             reserve=reserve,
             static_batch=self.static_batch,
         )
+        self.charge(requests, plan)
 
 
 @dataclass
@@ -123,13 +162,13 @@ class HostScheduler(RankScheduler):
     capturable = False
 
     def __init__(self, **knobs) -> None:
-        super().__init__(**knobs)
+        super().__init__(self.rank, **knobs)
 
     @abstractmethod
     def rank(self, request: HostRow, now: Now) -> int:
         """The request's key, smallest first; an int of 32 bits. Fields of `now` are ints."""
 
-    def order(self, requests: RequestTable, pool: PagePool, plan: StepPlan) -> None:
+    def keys(self, requests: RequestTable, pool: PagePool) -> torch.Tensor:
         columns = dict(zip(COLUMN_NAMES, requests.columns.tolist()))  # the step's synchronisation
         now = Now(*(int(value) for value in now_view(pool)))
         names = [name for name in HostRow.__dataclass_fields__ if name in columns]
@@ -143,5 +182,4 @@ class HostScheduler(RankScheduler):
                 name = type(self).__name__
                 raise ValueError(f"{name}.rank must return an int of 32 bits, got {key!r}")
             keys[slot] = key
-        plan.key.copy_(torch.tensor(keys, dtype=torch.int32))
-        order(requests, pool, plan, preemptive=self.preemptive)
+        return torch.tensor(keys, dtype=torch.int32)

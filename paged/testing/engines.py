@@ -1,6 +1,7 @@
 """Small engines around the oracle model, for tests of everything but the model."""
 
 import random
+from collections.abc import Sequence
 
 import torch
 
@@ -9,12 +10,14 @@ from paged.engine import Engine
 from paged.eviction.base import ScoreEviction
 from paged.eviction.lru import score as lru
 from paged.intake import LiveRequest
-from paged.interfaces import Eviction, KVManager, Scheduler
+from paged.interfaces import Eviction, KVManager, LogitsProcessor, Sampler, Scheduler
 from paged.kv.paged import PagedKV
+from paged.mailbox import Mailbox
 from paged.request import SamplingParams
 from paged.samplers.greedy import GreedySampler
 from paged.schedulers.base import RankScheduler
 from paged.state import Sizes
+from paged.structured.base import GrammarCompiler
 from paged.testing.oracle import OracleModel
 
 VOCAB_SIZE = 64
@@ -26,14 +29,23 @@ def oracle_engine(
     scheduler: Scheduler | None = None,
     kv: KVManager | None = None,
     eviction: Eviction | None = None,
+    sampler: Sampler | None = None,
+    eos_ids: tuple[int, ...] = (),
+    grammars: GrammarCompiler | None = None,
+    logits_processors: Sequence[LogitsProcessor] = (),
     num_pages: int = 64,
     num_slots: int = 8,
     max_model_len: int = 160,
     nan_after: tuple[int, ...] = (),
     in_flight: int = 1,
+    watchdog_seconds: float = 120.0,
+    rings: dict[str, int] | None = None,
     **knobs,
 ) -> Engine:
-    """An engine whose answers `engine.model.continuation` tells; `knobs` are RankScheduler's."""
+    """An engine whose answers `engine.model.continuation` tells.
+
+    `rings` are options of the mailbox, `knobs` are RankScheduler's.
+    """
     scheduler = scheduler or RankScheduler(
         **{"max_num_seqs": 8, "max_num_batched_tokens": 64, "watermark": 0.0} | knobs
     )
@@ -53,10 +65,15 @@ def oracle_engine(
         kv=kv,
         eviction=eviction or ScoreEviction(lru),
         attention=ReferenceAttention(),
-        sampler=GreedySampler(),
+        sampler=sampler or GreedySampler(),
         device=torch.device(device),
         in_flight=in_flight,
+        watchdog_seconds=watchdog_seconds,
+        mailbox=Mailbox(sizes, torch.device(device), vocab_size=VOCAB_SIZE, **(rings or {})),
         vocab_size=VOCAB_SIZE,
+        eos_ids=eos_ids,
+        grammars=grammars,
+        logits_processors=logits_processors,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from paged.beams import BeamGroup
 from paged.kernels.control.hashing import mix_ref
 from paged.state import PagePool, Sizes, StepPlan
 
@@ -28,6 +29,12 @@ class Tracked:
     priority: int = 0
     predicted_len: int = 0
     nan_at: int | None = None  # this row's KV at this position comes out NaN
+    parent: "Tracked | None" = None  # the sample whose prompt this one shares
+    num_forks: int = 0  # samples that share this one's
+    salt: int = 0  # stands for the seed of a sample
+    search: BeamGroup | None = None  # of a beam
+    index: int = 0  # which beam
+    beams: list["Tracked"] = field(default_factory=list)  # all of its search
     slot: int = -1
     tokens: list[int] = field(default_factory=list)
     cached: list[int] = field(default_factory=list)  # tokens taken from the cache, by admission
@@ -49,7 +56,7 @@ def draw(total: int) -> int:
 def oracle(request: Tracked) -> tuple[list[int], str]:
     """What the request gets when nothing ever disturbs it, NaN aside."""
     position = torch.arange(len(request.prompt))
-    total = int(kv_word(torch.tensor(request.prompt), position).sum())
+    total = int(kv_word(torch.tensor(request.prompt), position).sum()) + request.salt
     tokens: list[int] = []
     while True:
         length = len(request.prompt) + len(tokens)
@@ -68,12 +75,15 @@ class HashModel:
     def __init__(self, sizes: Sizes) -> None:
         self.page_size = sizes.page_size
         self.kv = torch.full((sizes.num_pages, sizes.page_size), NAN_WORD)
+        self.sums: dict[int, int] = {}  # by slot: what its last draw was from
 
-    def step(self, plan: StepPlan, nan_at: dict[int, int]) -> None:
+    def step(self, plan: StepPlan, nan_at: dict[int, int], salt: dict[int, int]) -> None:
         """Write this step's KV, then `sampled_tokens` and `sampled_logprobs` of the plan.
 
-        `nan_at`: {slot: position} of tokens whose KV comes out NaN.
+        `nan_at`: {slot: position} of tokens whose KV comes out NaN; `salt`: {slot: added to the
+        sum that its tokens are drawn from}.
         """
+        self.copy(plan.copy_source, plan.copy_target, plan.num_copies)
         num_tokens, num_seqs, num_samples = plan.counts[:3].tolist()
         position = plan.positions[:num_tokens].cpu()
         word = kv_word(plan.input_ids[:num_tokens].cpu(), position)
@@ -87,9 +97,15 @@ class HashModel:
             at = torch.arange(int(plan.seq_lens[seq]))
             pages = plan.block_table[seq].cpu()[at // self.page_size].long()
             seen = self.kv[pages, at % self.page_size]
-            token = -1 if bool((seen == NAN_WORD).any()) else draw(int(seen.sum()))
+            token = -1 if bool((seen == NAN_WORD).any()) else draw(int(seen.sum()) + salt[slot])
+            self.sums[slot] = int(seen.sum())
             plan.sampled_tokens[sample] = token
             plan.sampled_logprobs[sample] = -0.125 * (token + 1)
+
+    def copy(self, source: torch.Tensor, target: torch.Tensor, num_copies: torch.Tensor) -> None:
+        """Copy pages, as `copy_pages` does."""
+        count = int(num_copies)
+        self.kv[target[:count].cpu().long()] = self.kv[source[:count].cpu().long()]
 
     def poison_free_pages(self, pool: PagePool) -> None:
         """What is free must never be read again before it is written."""

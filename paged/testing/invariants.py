@@ -11,6 +11,7 @@ import torch
 from paged.kernels.control import columns as col
 from paged.state import (
     FINISHED,
+    FORKING,
     FREE,
     PREEMPTED,
     RUNNING,
@@ -43,13 +44,16 @@ def _check_rows(requests: RequestTable) -> Counter[int]:
     num_seqs = 0
     for slot, row in enumerate(rows):
         who, status, held = f"slot {slot}", row["status"], row["num_pages"]
-        assert status in (FREE, WAITING, *HOLDERS), f"{who} has unknown status {status}"
-        if status in (FREE, WAITING):
+        known = (FREE, WAITING, FORKING, *HOLDERS)
+        assert status in known, f"{who} has unknown status {status}"
+        if status in (FREE, WAITING, FORKING):
             assert held == 0, f"{who} holds {held} pages but does not run"
-        if status in (WAITING, RUNNING):
+        if status in (WAITING, FORKING, RUNNING):
             twin = arrivals.setdefault(row["arrival"], slot)
             assert twin == slot, f"slots {twin} and {slot} have the same arrival ticket"
-            assert 0 < row["prompt_len"] <= row["total_len"] < row["max_len"], (
+            # A prompt whose log-probabilities are wanted is forced, a token a step.
+            least = 1 if row["forced_len"] > row["total_len"] else row["prompt_len"]
+            assert 0 < least <= row["total_len"] < row["max_len"], (
                 f"{who} has {row['total_len']} tokens, outside its prompt's {row['prompt_len']} "
                 f"and its end at {row['max_len']}"
             )
@@ -107,8 +111,6 @@ def _check_pages(pool: PagePool, holders: Counter[int], free: set[int]) -> None:
         ) if is_in]  # fmt: skip
         assert len(states) == 1, f"page {page} must be in one state, is in {states or 'none'}"
         assert not (page in free and serial[page]), f"page {page} is free but published"
-        if held > 1:
-            assert serial[page] > 0, f"page {page} is shared by {held} rows but not published"
     counted = int(pool.counters[col.NUM_CACHED.value])
     assert counted == num_cached, f"NUM_CACHED counts {counted} pages, {num_cached} are cached"
 
@@ -147,16 +149,30 @@ def _check_prefix_table(pool: PagePool) -> None:
 
 
 def _check_shared_contents(requests: RequestTable, pool: PagePool) -> None:
-    """A published page that a row holds has the row's tokens, at the row's depth."""
+    """A page of several rows is full and the same part of each; a published page that a row holds
+    has the row's tokens, at the row's depth."""
     size = requests.sizes.page_size
     serial, depth, parent = pool.serial.tolist(), pool.depth.tolist(), pool.parent_serial.tolist()
+    ref_count, computed = pool.ref_count.tolist(), requests.num_computed_tokens.tolist()
     token_ids, page_tokens = requests.token_ids.cpu(), pool.page_tokens.cpu()
     tables, num_pages = requests.block_table.tolist(), requests.num_pages.tolist()
+    # A row that shares a prompt may hold what another sample of it has published.
+    relatives = ((requests.parent > 0) | (requests.num_forks > 0)).tolist()
+    first_holder: dict[int, tuple[int, int]] = {}
     for slot, published in enumerate(requests.num_published.tolist()):
         for index, page in enumerate(tables[slot][: num_pages[slot]]):
+            if ref_count[page] > 1:
+                other, at = first_holder.setdefault(page, (slot, index))
+                who = f"page {page}, which slots {other} and {slot} share,"
+                assert at == index, f"{who} is at {at} of one and at {index} of the other"
+                ours, theirs = (token_ids[row, : (index + 1) * size] for row in (slot, other))
+                assert torch.equal(ours, theirs), f"{who} follows different tokens"
+                assert computed[slot] >= (index + 1) * size, f"{who} is not full"
             if not serial[page]:
                 continue
-            assert index < published, f"slot {slot} holds page {page} past its published ones"
+            assert relatives[slot] or index < published, (
+                f"slot {slot} holds page {page} past its published ones"
+            )
             assert depth[page] == index, (
                 f"slot {slot} has page {page} of depth {depth[page]} at {index}"
             )

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 
 from paged.eviction.lru import score as lru
-from paged.kernels.control.columns import RUNNING
+from paged.kernels.control.beam_repoint import beam_repoint, beam_repoint_ref
+from paged.kernels.control.beam_select import beam_select, beam_select_ref
 from paged.kernels.control.evict import evict, evict_ref, page_view
-from paged.kernels.control.ingest import ingest, ingest_ref
+from paged.kernels.control.ingest import ingest
+from paged.kernels.control.ingest_ref import ingest_ref
 from paged.kernels.control.lookup import lookup, lookup_ref
 from paged.kernels.control.order import now_view, order, order_ref, row_view
 from paged.kernels.control.prepare import prepare, prepare_ref
@@ -77,6 +79,12 @@ class Side:
     def release(self, knobs: Knobs) -> None:
         release(self.requests, self.pool, self.plan, self.mailbox.events)
 
+    def beam_select(self, knobs: Knobs) -> None:
+        beam_select(self.requests, self.plan)
+
+    def beam_repoint(self, knobs: Knobs) -> None:
+        beam_repoint(self.requests, self.pool, self.plan)
+
     def evict(self, knobs: Knobs, low_water: int) -> None:
         evict(self.pool, low_water, knobs.score)
 
@@ -92,8 +100,6 @@ class ReferenceSide(Side):
 
     def order(self, knobs: Knobs) -> None:
         self.plan.key.copy_(knobs.rank.fn(row_view(self.requests), now_view(self.pool)))
-        active = (self.requests.status == WAITING) | (self.requests.status == RUNNING.value)
-        self.plan.key.mul_(active)
         order_ref(self.requests, self.pool, self.plan, preemptive=knobs.preemptive)
 
     def schedule(self, knobs: Knobs) -> None:
@@ -114,6 +120,12 @@ class ReferenceSide(Side):
 
     def release(self, knobs: Knobs) -> None:
         release_ref(self.requests, self.pool, self.plan, self.mailbox.events)
+
+    def beam_select(self, knobs: Knobs) -> None:
+        beam_select_ref(self.requests, self.plan)
+
+    def beam_repoint(self, knobs: Knobs) -> None:
+        beam_repoint_ref(self.requests, self.pool, self.plan)
 
     def evict(self, knobs: Knobs, low_water: int) -> None:
         self.pool.score.copy_(knobs.score.fn(page_view(self.pool), now_view(self.pool)))

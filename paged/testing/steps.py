@@ -7,18 +7,17 @@ request got exactly the tokens of the oracle.
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
-from paged.kernels.control import columns as col
-from paged.mailbox import Submission
+from paged.beams import BeamGroup, BeamSearchParams
+from paged.ledger import REASONS
+from paged.mailbox import Report
 from paged.state import Sizes
+from paged.submission import Submission
+from paged.testing.beam_model import beam_oracle, candidates
 from paged.testing.hash_model import Tracked, oracle
 from paged.testing.invariants import check_plan, check_state, no_leak
 from paged.testing.sides import Knobs, ReferenceSide, Side, assert_same_state
-
-REASONS = {
-    col.REASON_STOP.value: "stop", col.REASON_LENGTH.value: "length",
-    col.REASON_ABORT.value: "abort", col.REASON_ERROR.value: "error",
-}  # fmt: skip
 
 
 class Steps:
@@ -50,6 +49,7 @@ class Steps:
         self.free_slots = list(range(sizes.num_slots))
         self.aborts: list[Tracked] = []
         self.num_steps = self.arrivals = 0
+        self.beams = False  # whether any was submitted
         self.header = {"free_pages": sizes.num_pages, "shortfall": 0}
         self.totals: dict[str, int] = {}
 
@@ -66,8 +66,39 @@ class Steps:
         self.queue.append(request)
         return request
 
+    def submit_samples(self, prompt: Sequence[int], max_tokens: int, n: int, **columns):
+        """Queue n samples of one prompt; returns them, the parent of the others first."""
+        parent = self.submit(prompt, max_tokens, num_forks=n - 1, **columns)
+        forks = [
+            self.submit(prompt, max_tokens, parent=parent, salt=1299709 * index, **columns)
+            for index in range(1, n)
+        ]
+        for request in forks:
+            request.prompt = parent.prompt  # the same object, which travels once
+        return [parent, *forks]
+
+    def submit_beams(
+        self, prompt: Sequence[int], params: BeamSearchParams, stop_ids: tuple[int, ...] = ()
+    ) -> list[Tracked]:
+        """Queue a beam search; returns its beams. At its end it must have found the oracle's."""
+        beams = self.submit_samples(prompt, params.max_tokens, params.beam_width, stop_ids=stop_ids)
+        search = BeamGroup(params)
+        for index, request in enumerate(beams):
+            request.search, request.index, request.beams = search, index, beams
+        self.beams = True
+        for side in self.sides:
+            side.plan.beams = side.mailbox.beams = True
+        return beams
+
     def abort(self, request: Tracked) -> None:
-        """End a request with the next step, or at once if it has no slot yet."""
+        """End a request with the next step, or at once if it has no slot yet.
+
+        Of a beam, the whole search.
+        """
+        for one in request.beams or [request]:
+            self._abort(one)
+
+    def _abort(self, request: Tracked) -> None:
         if request in self.queue:
             self.queue.remove(request)
             request.reason = "abort"
@@ -90,16 +121,19 @@ class Steps:
         if self.header["free_pages"] < self.knobs.low_water or self.header["shortfall"]:
             self.evict(self.knobs.low_water)
         self.stage("ingest", self._post())
-        if self.knobs.prefix_caching:
-            self.stage("lookup")
+        self.stage("lookup")
         self.stage("order")
         self.stage("schedule")
         self.stage("prepare")
         requests, pool, plan = self.state.requests, self.state.pool, self.state.plan
         check_plan(requests, pool, plan, budget=self.knobs.budget, chunk=self.knobs.chunk)
         nan_at = {s: r.nan_at for s, r in self.live.items() if r.nan_at is not None}
+        salt = {slot: request.salt for slot, request in self.live.items()}
         for side in self.sides:
-            side.model.step(side.plan, nan_at)
+            side.model.step(side.plan, nan_at, salt)
+        if self.beams:
+            self._choose_beams()
+        self.totals["num_copies"] = self.totals.get("num_copies", 0) + int(plan.num_copies)
         self.stage("update")
         if self.knobs.prefix_caching:
             self.stage("publish")
@@ -110,11 +144,33 @@ class Steps:
         self._apply()
         return self.header
 
+    def _choose_beams(self) -> None:
+        """Score what each beam of this step may go on with, and choose."""
+        for side in self.sides:
+            plan = side.plan
+            for row, slot in enumerate(plan.sample_slots[: int(plan.num_samples)].tolist()):
+                search = self.live[slot].search
+                if search is not None:
+                    stops = list(self.live[slot].stop_ids)
+                    plan.beam_tokens[row], plan.beam_logprobs[row] = candidates(
+                        side.model.sums[slot], search.params.beam_width, stops
+                    )
+        self.stage("beam_select")
+        self.stage("beam_repoint")
+        for side in self.sides:
+            plan = side.plan
+            side.model.copy(plan.copy_beam_source, plan.copy_beam_target, plan.num_beam_copies)
+        copies = int(self.state.plan.num_beam_copies)
+        self.totals["num_beam_copies"] = self.totals.get("num_beam_copies", 0) + copies
+
     def _post(self) -> int:
         """Write the commands of this step into each side's mailbox."""
         submissions: list[Submission] = []
         room = self.state.mailbox.max_commands - len(self.aborts)
-        while self.queue and self.free_slots and len(submissions) < room:
+        while self.queue and len(submissions) < room:
+            first = self.queue[0]
+            if len(self.free_slots) < max(1, len(first.beams) if first.index == 0 else 1):
+                break
             request = self.queue.popleft()
             request.slot = self.free_slots.pop(0)
             self.live[request.slot] = request
@@ -126,12 +182,20 @@ class Steps:
         return count
 
     def _submission(self, request: Tracked) -> Submission:
+        beams: dict[str, Any] = {}
+        if request.search is not None:
+            params = request.search.params
+            beams = {"beam_width": params.beam_width, "beam_index": request.index,
+                     "early_stopping": params.early_stopping,
+                     "length_penalty": params.length_penalty}  # fmt: skip
         return Submission(
             slot=request.slot, prompt=request.prompt, arrival=request.arrival,
             arrival_ms=10 * self.num_steps, max_len=request.max_len, min_len=request.min_len,
             predicted_len=request.predicted_len, deadline_ms=0, priority=request.priority,
             client=0, top_k=0, top_p=1.0, min_p=0.0, temperature=0.5, seed=request.arrival << 33,
-            stop_ids=request.stop_ids,
+            stop_ids=request.stop_ids, num_forks=request.num_forks,
+            parent=-1 if request.parent is None else request.parent.slot,
+            parent_arrival=(request.parent or request).arrival, **beams,
         )  # fmt: skip
 
     def _apply(self) -> None:
@@ -139,31 +203,65 @@ class Steps:
         results = [side.mailbox.poll(self.num_steps) for side in self.sides]
         assert all(result is not None for result in results), "a step's events are incomplete"
         assert results[0] is not None
-        self.header, events = results[0]
+        report = results[0]
+        self.header = report.header._asdict()
         for name, value in self.header.items():
             self.totals[name] = self.totals.get(name, 0) + value
         self.num_steps += 1
-        for event in events:
-            request = self.live[event.slot]
-            if event.kind == "admitted":
-                request.cached.append(event.value)
-            elif event.kind == "preempted":
-                request.num_preemptions += 1
-            elif event.kind == "token":
-                request.tokens.append(event.value)
-                at, (tokens, _) = len(request.tokens), request.expected
-                assert request.tokens[-1:] == tokens[at - 1 : at], (
-                    f"request {request.arrival} drew {event.value} as token {at} of {tokens}"
-                )
-                assert event.logprob == -0.125 * (event.value + 1), "a token's logprob is another's"
-            else:
-                request.reason = REASONS[event.value]
-                del self.live[event.slot]
-                self.free_slots.append(event.slot)
-                self.ended.append(request)
-                self._check_end(request)
+        for slot, cached in zip(report.admitted_slots, report.cached_tokens):
+            self.live[slot].cached.append(cached)
+        for slot in report.preempted_slots:
+            self.live[slot].num_preemptions += 1
+        self._follow_beams(report)
+        for slot, token, logprob in zip(report.token_slots, report.token_ids, report.logprobs):
+            request = self.live[slot]
+            if request.search is not None:
+                continue
+            request.tokens.append(token)
+            at, (tokens, _) = len(request.tokens), request.expected
+            assert request.tokens[-1:] == tokens[at - 1 : at], (
+                f"request {request.arrival} drew {token} as token {at} of {tokens}"
+            )
+            assert logprob == -0.125 * (token + 1), "a token's logprob is another's"
+        for slot, reason in zip(report.end_slots, report.end_reasons):
+            request = self.live.pop(slot)
+            request.reason = REASONS[reason]
+            self.free_slots.append(slot)
+            self.ended.append(request)
+            self._check_end(request)
+
+    def _follow_beams(self, report: Report) -> None:
+        ended = zip(report.sequence_slots, report.sequence_tokens, report.sequence_scores)
+        for slot, token, score in ended:
+            request = self.live[slot]
+            assert request.search is not None, "a sequence of no beam has ended"
+            request.search.end(request.index, token, score)
+        searches = set()
+        for slot, source, token in zip(report.token_slots, report.token_beams, report.token_ids):
+            request = self.live[slot]
+            if request.search is not None:
+                request.search.append(request.index, source, token)
+                searches.add(request.search)
+        for search in searches:
+            search.settle()
+
+    def _check_search(self, request: Tracked) -> None:
+        """When the last beam has ended: the sequences found are the oracle's."""
+        search = request.search
+        assert search is not None
+        reasons = [one.reason for one in self.ended if one.search is search]
+        if len(reasons) < search.params.beam_width or set(reasons) & {"abort", "error"}:
+            return
+        assert len(set(reasons)) == 1, f"beams of one search ended by {reasons}"
+        found = [(one.tip.token_ids(), one.cum_logprob) for one in search.best()]
+        expected = beam_oracle(request.prompt, search.params, list(request.stop_ids))
+        assert found == expected, f"the beams of {request.prompt} found {found}, not {expected}"
+        self.totals["searches"] = self.totals.get("searches", 0) + 1
 
     def _check_end(self, request: Tracked) -> None:
+        if request.search is not None:
+            self._check_search(request)
+            return
         tokens, reason = request.expected
         who = f"request {request.arrival}"
         if request.reason in ("stop", "length"):

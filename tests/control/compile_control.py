@@ -9,6 +9,8 @@ import torch
 
 import paged  # noqa: F401 - has a say in TRITON_INTERPRET
 from paged.eviction.lru import score
+from paged.kernels.control.beam_repoint import beam_repoint
+from paged.kernels.control.beam_select import beam_select
 from paged.kernels.control.evict import evict
 from paged.kernels.control.ingest import ingest
 from paged.kernels.control.lookup import lookup
@@ -30,14 +32,22 @@ def control_compile_cases(sizes: Sizes) -> Iterator[Callable[[], None]]:
     requests, pool = RequestTable(sizes, "cpu"), PagePool(sizes, "cpu")
     mailbox = Mailbox(sizes, torch.device("cpu"))
     state = (requests, pool, StepPlan(sizes, "cpu"))
+    with_beams = StepPlan(sizes, "cpu")
+    with_beams.beams = True
+    beams = (requests, pool, with_beams)
     yield lambda: ingest(requests, pool, mailbox.commands, 3)
     yield lambda: lookup(requests, pool)
     yield lambda: order(*state, rank)
     yield lambda: order(*state, preemptive=True)
     yield lambda: schedule(*state, budget=7, chunk=3)
     yield lambda: schedule(*state, budget=1, chunk=16, reserve=reserve_len, static_batch=True)
+    yield lambda: order(*beams, rank)
+    yield lambda: schedule(*beams, budget=7, chunk=3)
     yield lambda: prepare(*state)
+    yield lambda: beam_select(requests, with_beams)
+    yield lambda: beam_repoint(*beams)
     yield lambda: update(*state, mailbox.events)
+    yield lambda: update(*beams, mailbox.events)
     yield lambda: publish(*state)
     yield lambda: release(*state, mailbox.events)
     yield lambda: evict(pool, 3, score)

@@ -5,11 +5,14 @@ checks after every step that pages are conserved, that each request's tokens are
 in order, and that each ends once; at the end of an example nothing may be left behind.
 """
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from paged.beams import BeamSearchParams
 from paged.kv.contiguous_max import reserve_len
 from paged.schedulers.priority import rank as priority
 from paged.schedulers.sjf import rank as sjf
@@ -49,7 +52,7 @@ class Machine(RuleBasedStateMachine):
             page_size=16, num_pages=num_pages,
         )  # fmt: skip
         self.steps = Steps(sizes, knobs, by=self.by, device=self.device, num_buckets=num_buckets)
-        self.submitted = []
+        self.knobs, self.submitted = knobs, []
 
     @rule(
         stem=st.sampled_from(STEMS),
@@ -60,27 +63,49 @@ class Machine(RuleBasedStateMachine):
         stop_ids=st.sampled_from(((), (), tuple(range(8)))),
         nan_after=st.sampled_from((None, None, None, 0, 2)),
         copies=st.integers(1, 2),
+        n=st.sampled_from((1, 1, 2, 3)),
     )
-    def submit(self, stem, length, tail, tokens, urgency, stop_ids, nan_after, copies):
+    def submit(self, stem, length, tail, tokens, urgency, stop_ids, nan_after, copies, n):
         prompt = [*stem[:length], *tail]
         for _ in range(copies):
-            request = self.steps.submit(
+            self.submitted += self.steps.submit_samples(
                 prompt,
                 tokens,
+                n,
                 priority=urgency,
                 predicted_len=len(prompt) + tokens,
                 stop_ids=stop_ids,
                 nan_at=None if nan_after is None else len(prompt) - 1 + nan_after,
             )
-            self.submitted.append(request)
+
+    @rule(
+        stem=st.sampled_from(STEMS),
+        length=st.sampled_from(LENGTHS),
+        tokens=st.integers(1, 12),
+        width=st.integers(1, 3),
+        penalty=st.sampled_from((0.0, 1.0, 2.0)),
+        early_stopping=st.booleans(),
+        stop_ids=st.sampled_from(((), (1, 2, 3))),
+    )
+    def submit_beams(self, stem, length, tokens, width, penalty, early_stopping, stop_ids):
+        sizes, knobs = self.steps.sizes, self.steps.knobs
+        pages = width * -(-(length + tokens) // sizes.page_size)
+        fits = width <= min(sizes.max_num_seqs, knobs.budget) and pages <= sizes.num_pages
+        if fits and knobs.reserve is None:  # else the engine refuses it
+            params = BeamSearchParams(
+                width, tokens, length_penalty=penalty, early_stopping=early_stopping
+            )
+            self.submitted += self.steps.submit_beams(stem[:length], params, stop_ids)
 
     @rule(which=st.integers(0, 1000))
     def abort(self, which):
         if self.submitted:
             self.steps.abort(self.submitted[which % len(self.submitted)])
 
-    @rule(count=st.integers(1, 5))
-    def step(self, count):
+    @rule(count=st.integers(1, 5), capacity=st.sampled_from((1, 5, 16, 64, 64)))
+    def step(self, count, capacity):
+        """Steps of a graph that holds `capacity` tokens: the host may have guessed anything."""
+        self.steps.knobs = replace(self.knobs, budget=min(self.knobs.budget, capacity))
         for _ in range(count):
             self.steps.step()
 
@@ -91,6 +116,7 @@ class Machine(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "steps"):
             return
+        self.steps.knobs = self.knobs
         self.steps.finish()
         ended = sorted(request.arrival for request in self.steps.ended)
         assert ended == [request.arrival for request in self.submitted], "each ends exactly once"

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from paged.kernels.control import columns as col
-from paged.kernels.control import ingest, publish
+from paged.kernels.control import ingest, ingest_ref, publish
 from paged.kernels.launch import interpreted
 from paged.state import FREE
 from paged.testing.invariants import check_state
@@ -78,6 +78,7 @@ def test_equal_keys_cost_time_and_nothing_else(build, drive, monkeypatch):
 
     for module in (ingest, publish):
         monkeypatch.setattr(module, "mix", one_key)
+    for module in (ingest_ref, publish):
         monkeypatch.setattr(module, "mix_ref", lambda token, position: (token * 0).long())
     steps = build(num_buckets=2)
     drive(steps, seed=28)

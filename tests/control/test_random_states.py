@@ -49,6 +49,10 @@ def random_rows(requests: RequestTable, pool: PagePool, rng: random.Random, max_
             hits = rng.randrange(max(1, (total - 1) // sizes.page_size))
             requests.cached_len[slot] = hits * sizes.page_size
             requests.idle_hits[slot] = rng.randrange(hits + 1)
+            if rng.random() < 0.2:  # shares a page that is partly filled
+                requests.cached_len[slot] = min(total - 1, hits * sizes.page_size + 5)
+                requests.parent[slot] = 1 + rng.randrange(sizes.num_slots)
+        requests.num_forks[slot] = rng.randrange(2)
     head = rng.randrange(10**6)
     free = rng.choice((0, 1, 5, 30, 100))
     pool.counters[[col.HEAD.value, col.TAIL.value]] = torch.tensor([head, head + free])

@@ -9,12 +9,12 @@ deviation 1), where the filter keeps most of the vocabulary.
 """
 
 import argparse
-import statistics
 
 import torch
 
 from paged.kernels.sampling import greedy_score, gumbel_score, sample
 from paged.kernels.sampling_ref import sample_inputs, sample_ref
+from paged.tasks.bench.hardware import graph_seconds
 
 BANDWIDTH = 4.55e12  # bytes a second, read, measured on an H200
 ROTATE_BYTES = 150e6
@@ -54,25 +54,6 @@ def check(rows: int, vocab_size: int, case: str) -> None:
     torch.testing.assert_close(inputs["out_logprobs"][same], logprobs[same], rtol=1e-4, atol=1e-4)
 
 
-def graph_us(launches, repeats: int = 9) -> float:
-    """Microseconds of one of `launches`, all captured in one graph."""
-    for launch in launches[:2]:
-        launch()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for launch in launches:
-            launch()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times) * 1e3 / len(launches)
-
-
 def native(inputs: dict, case: str):
     """The same in torch operations, as vLLM does it without its optional kernels."""
     if case == "greedy":
@@ -100,10 +81,12 @@ def time_case(rows: int, vocab_size: int, case: str, with_torch: bool) -> tuple[
     copies = max(2, min(100, int(ROTATE_BYTES / inputs["logits"].nbytes) + 1))
     sets = [inputs] + [inputs | {"logits": inputs["logits"].clone()} for _ in range(copies - 1)]
     score = greedy_score if case == "greedy" else gumbel_score
-    ours = graph_us([lambda one=one: sample(**one | {"score": score}) for one in sets])
+    ours = 1e6 * graph_seconds([lambda one=one: sample(**one | {"score": score}) for one in sets])
     theirs = float("nan")
     if with_torch:
-        theirs = graph_us([lambda one=one: native(one, case) for one in sets[:4]], repeats=3)
+        theirs = 1e6 * graph_seconds(
+            [lambda one=one: native(one, case) for one in sets[:4]], repeats=3
+        )
     return ours, theirs
 
 

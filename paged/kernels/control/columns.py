@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-STATUS = tl.constexpr(0)  # FREE, WAITING, RUNNING, FINISHED or PREEMPTED
+STATUS = tl.constexpr(0)  # FREE, WAITING, RUNNING, FINISHED, PREEMPTED or FORKING
 ARRIVAL = tl.constexpr(1)  # ticket of submission: unique, increasing
 ARRIVAL_MS = tl.constexpr(2)  # engine clock at submission
 ADMITTED = tl.constexpr(3)  # ticket of the last admission
@@ -30,13 +30,25 @@ NUM_PUBLISHED = tl.constexpr(17)  # leading pages settled in the prefix table
 FINISH_REASON = tl.constexpr(18)
 TOP_K = tl.constexpr(19)
 NUM_HASHED = tl.constexpr(20)  # leading pages whose prefix hash is known
-NUM_COLUMNS = 21
+PARENT = tl.constexpr(21)  # slot + 1 of the row whose prompt this one shares, 0 = none
+PARENT_ARRIVAL = tl.constexpr(22)  # that row's ticket: the slot may be another's by now
+NUM_FORKS = tl.constexpr(23)  # rows that share this one's prompt
+LOGIT_EDITS = tl.constexpr(24)  # what the request changes of its logits, see logit_edits.py
+FORCED_LEN = tl.constexpr(25)  # tokens that are given: the row's token_ids hold them in advance
+MASK_LEN = tl.constexpr(26)  # length that the row's token mask is for; 0 = any
+NUM_LOGPROBS = tl.constexpr(27)  # most probable tokens to report
+BEAM_WIDTH = tl.constexpr(28)  # beams of the row's group, 0 = the row is no beam
+BEAM_INDEX = tl.constexpr(29)  # which of them this row is
+EARLY_STOPPING = tl.constexpr(30)  # 1: the group ends with its first `width` finished sequences
+NUM_COLUMNS = 31
 
 COLUMN_NAMES = (
     "status", "arrival", "arrival_ms", "admitted", "priority", "client", "prompt_len",
     "total_len", "max_len", "min_len", "predicted_len", "deadline_ms", "num_computed_tokens",
     "num_pages", "cached_len", "idle_hits", "num_preemptions", "num_published",
-    "finish_reason", "top_k", "num_hashed",
+    "finish_reason", "top_k", "num_hashed", "parent", "parent_arrival", "num_forks",
+    "logit_edits", "forced_len", "mask_len", "num_logprobs", "beam_width", "beam_index",
+    "early_stopping",
 )  # fmt: skip
 
 # status
@@ -45,6 +57,7 @@ WAITING = tl.constexpr(1)
 RUNNING = tl.constexpr(2)
 FINISHED = tl.constexpr(3)  # until `release` has taken its pages
 PREEMPTED = tl.constexpr(4)  # until `release` has taken its pages; then waiting again
+FORKING = tl.constexpr(5)  # until its parent has computed the prompt; then waiting
 
 # finish_reason
 REASON_STOP = tl.constexpr(1)
@@ -64,6 +77,7 @@ NUM_COUNTERS = 7
 
 BUCKET_WAYS = tl.constexpr(16)  # entries of one bucket of the prefix table
 NUM_STOP_IDS = tl.constexpr(8)  # stop token ids a request can have
+MAX_BEAM_WIDTH = tl.constexpr(16)  # a power of two
 
 
 class Row(NamedTuple):

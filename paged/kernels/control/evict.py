@@ -35,14 +35,14 @@ NUM_PASSES = KEY_BITS.value // RADIX_BITS.value
 NOT_CACHED = tl.constexpr(1 << 48)  # above every key
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pages"])
 def _score_kernel(
     counters, ref_count, last_used, hits, born, depth, parent, parent_serial, serial, score, key,
     args,
-    SCORE: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
+    SCORE: tl.constexpr, num_pages, BLOCK: tl.constexpr,
 ):  # fmt: skip
     page = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = page < N
+    live = page < num_pages
     held = tl.load(ref_count + page, mask=live, other=1)
     own = tl.load(serial + page, mask=live, other=0)
     cached = live & (held == 0) & (own > 0)
@@ -92,40 +92,40 @@ def _narrow(counters, histogram, low_water, passes):
     return prefix, remaining
 
 
-@triton.jit(do_not_specialize=["low_water", "passes"])
+@triton.jit(do_not_specialize=["low_water", "passes", "num_pages"])
 def _histogram_kernel(
     counters, key, histogram, low_water, passes,
-    N: tl.constexpr, BLOCK: tl.constexpr,
+    num_pages, BLOCK: tl.constexpr,
 ):  # fmt: skip
     prefix, remaining = _narrow(counters, histogram, low_water, passes)
     if remaining == 0:
         return
     page = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    word = tl.load(key + page, mask=page < N, other=NOT_CACHED)
+    word = tl.load(key + page, mask=page < num_pages, other=NOT_CACHED)
     shift = KEY_BITS - (passes + 1) * RADIX_BITS
     counts = (word < NOT_CACHED) & ((word >> (shift + RADIX_BITS)) == prefix)
     digit = ((word >> shift) & (RADIX - 1)).to(tl.int32)
     tl.atomic_add(histogram + passes * RADIX + digit, 1, mask=counts)
 
 
-@triton.jit(do_not_specialize=["low_water", "passes"])
+@triton.jit(do_not_specialize=["low_water", "passes", "num_pages"])
 def _count_kernel(
     counters, key, histogram, block_counts, low_water, passes,
-    N: tl.constexpr, BLOCK: tl.constexpr,
+    num_pages, BLOCK: tl.constexpr,
 ):  # fmt: skip
     threshold, _ = _narrow(counters, histogram, low_water, passes)
     page = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    word = tl.load(key + page, mask=page < N, other=NOT_CACHED)
+    word = tl.load(key + page, mask=page < num_pages, other=NOT_CACHED)
     at = block_counts + tl.program_id(0) * 2
     tl.store(at, tl.sum((word < threshold).to(tl.int32), axis=0))
     tl.store(at + 1, tl.sum((word == threshold).to(tl.int32), axis=0))
 
 
-@triton.jit(do_not_specialize=["low_water", "passes"])
+@triton.jit(do_not_specialize=["low_water", "passes", "num_pages"])
 def _collect_kernel(
     counters, key, histogram, block_counts, free_ring, serial, entry_of, table_page, table_hash,
     low_water, passes,
-    N: tl.constexpr, RING: tl.constexpr, BLOCK: tl.constexpr,
+    num_pages, RING: tl.constexpr, BLOCK: tl.constexpr,
     NUM_BLOCKS: tl.constexpr,
 ):  # fmt: skip
     total = _num_evicted(counters, low_water)
@@ -137,7 +137,7 @@ def _collect_kernel(
     below_before = tl.sum(tl.load(block_counts + block * 2, mask=earlier, other=0), axis=0)
     equal_before = tl.sum(tl.load(block_counts + block * 2 + 1, mask=earlier, other=0), axis=0)
     page = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    word = tl.load(key + page, mask=page < N, other=NOT_CACHED)
+    word = tl.load(key + page, mask=page < num_pages, other=NOT_CACHED)
     equal = (word == threshold).to(tl.int64)
     taken_equal = (equal != 0) & (equal_before + tl.cumsum(equal, axis=0) <= ties)
     taken = ((word < threshold) | taken_equal).to(tl.int64)
@@ -166,6 +166,8 @@ def evict(pool, low_water: int, score=None, args: tuple = ()) -> None:
     `score` is a Triton function, or None to use the scores in `pool.score` [N]; with a function,
     the scores it gave are stored there.
     """
+    if pool.stages is not None:
+        return pool.stages.evict(low_water, score, args)
     pages = pool.sizes.num_pages
     block = triton.next_power_of_2(pages) if interpreted() else 1024
     grid = (triton.cdiv(pages, block),)
@@ -174,15 +176,17 @@ def evict(pool, low_water: int, score=None, args: tuple = ()) -> None:
     _score_kernel[grid](
         pool.counters, pool.ref_count, pool.last_used, pool.hits, pool.born, pool.depth,
         pool.parent, pool.parent_serial, pool.serial, pool.score, pool.evict_key, args,
-        SCORE=score, N=pages, BLOCK=block,
+        SCORE=score, num_pages=pages, BLOCK=block,
     )  # fmt: skip
     for passes in range(NUM_PASSES):
-        _histogram_kernel[grid](*scratch, low_water, passes, N=pages, BLOCK=block)
-    _count_kernel[grid](*scratch, pool.evict_counts, low_water, NUM_PASSES, N=pages, BLOCK=block)
+        _histogram_kernel[grid](*scratch, low_water, passes, num_pages=pages, BLOCK=block)
+    _count_kernel[grid](
+        *scratch, pool.evict_counts, low_water, NUM_PASSES, num_pages=pages, BLOCK=block
+    )
     _collect_kernel[grid](
         *scratch, pool.evict_counts, pool.free_ring, pool.serial, pool.entry, pool.table_page,
         pool.table_hash, low_water, NUM_PASSES,
-        N=pages, RING=pool.free_ring.shape[0], BLOCK=block,
+        num_pages=pages, RING=pool.free_ring.shape[0], BLOCK=block,
         NUM_BLOCKS=triton.next_power_of_2(grid[0]),
     )  # fmt: skip
     _settle_kernel[(1,)](pool.counters, low_water)

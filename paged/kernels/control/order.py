@@ -8,7 +8,8 @@ costs milliseconds in the interpreter where `tl.sort` costs seconds. Arrival tic
 the order is total and every run and every rank finds the same one.
 
 The policy is `rank(row, now, *args) -> int32`, smallest first: a Triton function inlined here, or
-keys computed beforehand by torch or on the host.
+keys computed beforehand by torch or on the host. The beams of a group have the class and the key of
+its first, so that they stand together, by their tickets.
 """
 
 import torch
@@ -16,8 +17,11 @@ import triton
 import triton.language as tl
 
 from paged.kernels.control.columns import (
+    ARRIVAL,
+    BEAM_WIDTH,
     COLUMN_NAMES,
     NOW_MS,
+    PARENT,
     RUNNING,
     STATUS,
     STEP,
@@ -31,19 +35,29 @@ from paged.kernels.launch import interpreted
 
 
 @triton.jit
-def _sort_key(columns, key, counters, slot, args, RANK, R: tl.constexpr, PREEMPTIVE: tl.constexpr):
+def _sort_key(
+    columns, key, counters, slot, args, RANK, R: tl.constexpr, PREEMPTIVE: tl.constexpr,
+    BEAMS: tl.constexpr,
+):  # fmt: skip
     live = slot < R
-    row = load_row(columns, slot, live, R)
-    waiting = tl.load(columns + STATUS * R + slot, mask=live, other=0) == WAITING
-    active = (row.running != 0) | waiting
+    status = tl.load(columns + STATUS * R + slot, mask=live, other=0)
+    arrival = tl.load(columns + ARRIVAL * R + slot, mask=live, other=0)
+    active = (status == RUNNING) | (status == WAITING)
+    first = slot
+    if BEAMS:
+        parent = tl.load(columns + PARENT * R + slot, mask=live, other=0)
+        beam = tl.load(columns + BEAM_WIDTH * R + slot, mask=live, other=0) > 0
+        first = tl.where(beam & (parent > 0), parent - 1, slot)
+    waiting = tl.load(columns + STATUS * R + first, mask=live, other=0) == WAITING
     if RANK is None:
-        rank = tl.load(key + slot, mask=live, other=0)
+        rank = tl.load(key + first, mask=live, other=0)
     else:
+        row = load_row(columns, first, live, R)
         rank = RANK(row, load_now(counters), *args) + tl.zeros_like(slot)
     group = tl.where(active, 0 if PREEMPTIVE else waiting.to(tl.int32), 2)
     rank = tl.where(active, rank.to(tl.int32), 0)
     # Rows that are not active come last, by slot; lanes past R come after those.
-    tie = tl.where(active, row.arrival, slot)
+    tie = tl.where(active, arrival, slot)
     group = tl.where(live, group, 3)
     return (group.to(tl.int64) << 32) + rank.to(tl.int64) + 2147483648, tie, rank, active & live
 
@@ -51,19 +65,19 @@ def _sort_key(columns, key, counters, slot, args, RANK, R: tl.constexpr, PREEMPT
 @triton.jit
 def _order_kernel(
     columns, key, order, num_active, counters, args,
-    RANK: tl.constexpr, R: tl.constexpr, PREEMPTIVE: tl.constexpr, LANES: tl.constexpr,
-    CHUNK: tl.constexpr,
+    RANK: tl.constexpr, R: tl.constexpr, PREEMPTIVE: tl.constexpr, BEAMS: tl.constexpr,
+    LANES: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     slot = tl.program_id(0) * LANES + tl.arange(0, LANES)
     mine, my_tie, rank, _is_active = _sort_key(
-        columns, key, counters, slot, args, RANK, R, PREEMPTIVE
+        columns, key, counters, slot, args, RANK, R, PREEMPTIVE, BEAMS
     )
     position = tl.zeros([LANES], dtype=tl.int32)
     active_rows = tl.zeros((), dtype=tl.int32)
     for first in range(0, R, CHUNK):
         other = first + tl.arange(0, CHUNK)
         theirs, tie, _rank, active = _sort_key(
-            columns, key, counters, other, args, RANK, R, PREEMPTIVE
+            columns, key, counters, other, args, RANK, R, PREEMPTIVE, BEAMS
         )
         before = (theirs[None, :] < mine[:, None]) | (
             (theirs[None, :] == mine[:, None]) & (tie[None, :] < my_tie[:, None])
@@ -83,13 +97,15 @@ def order(requests, pool, plan, rank=None, args: tuple = (), preemptive: bool = 
     `rank` is a Triton function, or None to use the keys in `plan.key` [R]; with a function, the
     keys it gave are stored there.
     """
+    if requests.stages is not None:
+        return requests.stages.order(rank, args, preemptive)
     slots = requests.sizes.num_slots
     width = triton.next_power_of_2(slots)
     lanes = width if interpreted() else min(32, width)
     chunk = min(256, width)
     _order_kernel[(triton.cdiv(slots, lanes),)](
         requests.columns, plan.key, plan.order, plan.num_active, pool.counters, args,
-        RANK=rank, R=slots, PREEMPTIVE=preemptive, LANES=lanes, CHUNK=chunk,
+        RANK=rank, R=slots, PREEMPTIVE=preemptive, BEAMS=plan.beams, LANES=lanes, CHUNK=chunk,
     )  # fmt: skip
 
 
@@ -112,11 +128,16 @@ def order_ref(requests, pool, plan, preemptive: bool = False) -> None:
     status = requests.status.tolist()
     running, waiting = RUNNING.value, WAITING.value
     active = [s in (running, waiting) for s in status]
+    first = [*range(slots)]
+    for slot in requests.beam_width.nonzero().flatten().tolist() if plan.beams else ():
+        if int(requests.parent[slot]):
+            first[slot] = int(requests.parent[slot]) - 1
+    plan.key.copy_(plan.key[first] * torch.tensor(active))
 
     def sort_key(slot: int) -> tuple[int, int, int]:
         if not active[slot]:
             return 2, 0, slot
-        group = int(status[slot] == waiting and not preemptive)
+        group = int(status[first[slot]] == waiting and not preemptive)
         return group, int(plan.key[slot]), int(requests.arrival[slot])
 
     ranked = sorted(range(slots), key=sort_key)

@@ -1,9 +1,12 @@
 """prepare: give each scheduled sequence its pages, and lay out the model's inputs.
 
     block_table[slot, held + i] = free_ring[ring_base + seq_ring + i]      for the booked pages
-    ref_count += 1                                                        for the prefix hits,
-    which are the leading pages that the row has published
+    ref_count += 1                                  for the prefix hits, or the parent's full pages
+    copy_source, copy_target            for the page of the parent behind those, into a booked one
     input_ids, positions, slot_mapping                                    for the granted tokens
+
+Of the pages a row begins with, those that are published count as published by it. Behind them a
+parent may have full pages that it could not publish yet: whoever of its holders can will do so.
 
 Programs stride over the sequences of the batch. Reference counts of shared pages are the only
 memory two programs touch, by additions that commute, so the result does not depend on their order.
@@ -13,15 +16,16 @@ import torch
 import triton
 import triton.language as tl
 
-from paged.kernels.control.columns import NUM_CACHED, NUM_PUBLISHED, STEP
+from paged.kernels.control.columns import NUM_CACHED, NUM_PUBLISHED, PARENT, STEP
 from paged.kernels.launch import interpreted
 
 
 @triton.jit
 def _prepare_kernel(
     columns, counters, token_ids, block_table, canonical, chain_serial, free_ring, ref_count,
-    last_used, hits, serial, counts, ring_base, seq_slots, seq_start, seq_held, seq_hits,
-    seq_pages, seq_ring, cu_seqlens_q, batch_table, input_ids, positions, slot_mapping,
+    last_used, hits, serial, parent_serial, counts, ring_base, seq_slots, seq_start, seq_held,
+    seq_hits, seq_pages, seq_ring, seq_copy, copy_source, copy_target, cu_seqlens_q, batch_table,
+    input_ids, positions, slot_mapping,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, MAX_PAGES: tl.constexpr,
     RING: tl.constexpr, PAGE_SIZE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
@@ -40,6 +44,12 @@ def _prepare_kernel(
             page = tl.load(free_ring + (base + index) % RING, mask=new, other=0)
             tl.store(table + held + index, page, mask=new)
             tl.store(ref_count + page, 1, mask=new)
+        copy = tl.load(seq_copy + seq)
+        if copy >= 0:
+            parent = (tl.load(columns + PARENT * R + slot) - 1).to(tl.int64)
+            tl.store(copy_source + copy, tl.load(block_table + parent * MAX_PAGES + num_hits))
+            tl.store(copy_target + copy, tl.load(free_ring + base % RING))
+        published = tl.zeros((), dtype=tl.int32)
         for first in range(0, num_hits, TILE):
             index = first + lane
             hit = index < num_hits
@@ -50,9 +60,17 @@ def _prepare_kernel(
             tl.atomic_add(hits + page, 1, mask=hit)
             tl.store(last_used + page, step, mask=hit)
             tl.store(canonical + slot.to(tl.int64) * MAX_PAGES + index, page, mask=hit)
+            before = tl.load(table + index - 1, mask=hit & (index > 0), other=0)
+            above = tl.load(serial + before, mask=hit & (index > 0), other=0)
+            known = hit & (tl.load(serial + page, mask=hit, other=0) > 0)
+            known = known & (tl.load(parent_serial + page, mask=known, other=-1) == above)
+            ends = (~known).to(tl.int32)
+            chain = known & (tl.cumsum(ends, axis=0) == 0) & (published == first)
+            published += tl.sum(chain.to(tl.int32), axis=0)
         if num_hits > 0:
-            tl.store(columns + NUM_PUBLISHED * R + slot, num_hits)
-            last = tl.load(table + num_hits - 1)
+            tl.store(columns + NUM_PUBLISHED * R + slot, published)
+        if published > 0:
+            last = tl.load(table + published - 1)
             tl.store(chain_serial + slot, tl.load(serial + last))
         tl.debug_barrier()  # the new entries of the table are read by other threads below
 
@@ -83,13 +101,16 @@ def _prepare_kernel(
 
 def prepare(requests, pool, plan) -> None:
     """Carry out the page bookings of `plan` and write the model's inputs."""
+    if requests.stages is not None:
+        return requests.stages.prepare()
     sizes = requests.sizes
     _prepare_kernel[(1 if interpreted() else sizes.max_num_seqs,)](
         requests.columns, pool.counters, requests.token_ids, requests.block_table,
         requests.canonical, requests.chain_serial, pool.free_ring, pool.ref_count, pool.last_used,
-        pool.hits, pool.serial, plan.counts, plan.ring_base, plan.seq_slots, plan.seq_start,
-        plan.seq_held, plan.seq_hits, plan.seq_pages, plan.seq_ring, plan.cu_seqlens_q,
-        plan.block_table, plan.input_ids, plan.positions, plan.slot_mapping,
+        pool.hits, pool.serial, pool.parent_serial, plan.counts, plan.ring_base, plan.seq_slots,
+        plan.seq_start, plan.seq_held, plan.seq_hits, plan.seq_pages, plan.seq_ring, plan.seq_copy,
+        plan.copy_source, plan.copy_target, plan.cu_seqlens_q, plan.block_table, plan.input_ids,
+        plan.positions, plan.slot_mapping,
         R=sizes.num_slots, MAX_LEN_TOKENS=sizes.max_model_len, MAX_PAGES=sizes.max_pages_per_seq,
         RING=pool.free_ring.shape[0], PAGE_SIZE=sizes.page_size,
         TILE=1024 if interpreted() else 256,
@@ -107,6 +128,11 @@ def prepare_ref(requests, pool, plan) -> None:
             page = int(pool.free_ring[(base + index) % ring])
             requests.block_table[slot, held + index] = page
             pool.ref_count[page] = 1
+        copy = int(plan.seq_copy[seq])
+        if copy >= 0:
+            plan.copy_source[copy] = requests.block_table[int(requests.parent[slot]) - 1, hits]
+            plan.copy_target[copy] = requests.block_table[slot, hits]
+        published, above = 0, 0
         for index in range(hits):
             page = int(requests.block_table[slot, index])
             pool.counters[NUM_CACHED.value] -= int(pool.ref_count[page] == 0)
@@ -114,9 +140,13 @@ def prepare_ref(requests, pool, plan) -> None:
             pool.hits[page] += 1
             pool.last_used[page] = step
             requests.canonical[slot, index] = page
+            known = int(pool.serial[page]) > 0 and int(pool.parent_serial[page]) == above
+            if known and published == index:
+                published, above = index + 1, int(pool.serial[page])
         if hits:
-            requests.num_published[slot] = hits
-            requests.chain_serial[slot] = pool.serial[page]
+            requests.num_published[slot] = published
+        if published:
+            requests.chain_serial[slot] = above
         total = held + int(plan.seq_pages[seq])
         plan.block_table[seq, :total] = requests.block_table[slot, :total]
         begin, end = plan.cu_seqlens_q[seq : seq + 2].tolist()

@@ -10,6 +10,10 @@ already in the table (verified, see prefix.py) become the row's canonical pages,
 not and all after it are inserted while they hold their claim and their bucket has an open way.
 What loses waits: the row tries again with its next token.
 
+A page that several rows hold (see prepare.py) has one key, so one of them enters it and the others
+find it there. One that another of them entered behind a page that has been evicted since cannot
+enter again: the row publishes nothing more.
+
 A canonical page that is not the row's own may be evicted under it. Its id can then name anything,
 so a row whose last canonical page no longer has its serial publishes nothing more.
 """
@@ -19,10 +23,12 @@ import triton
 import triton.language as tl
 
 from paged.kernels.control.columns import (
+    BEAM_WIDTH,
     BUCKET_WAYS,
     NUM_COMPUTED,
     NUM_HASHED,
     NUM_PUBLISHED,
+    PROMPT_LEN,
     STEP,
 )  # fmt: skip
 from paged.kernels.control.hashing import mix, mix_ref
@@ -38,7 +44,11 @@ def _new_pages(
 ):  # fmt: skip
     """The row's pages to publish, [begin, end)."""
     begin = tl.load(columns + NUM_PUBLISHED * R + slot)
-    end = tl.load(columns + NUM_COMPUTED * R + slot) // PAGE_SIZE
+    # A beam's output may be dropped any moment, so of a beam only the prompt is worth an entry.
+    beam = tl.load(columns + BEAM_WIDTH * R + slot) > 0
+    computed = tl.load(columns + NUM_COMPUTED * R + slot)
+    prompt_len = tl.load(columns + PROMPT_LEN * R + slot)
+    end = tl.where(beam, tl.minimum(computed, prompt_len), computed) // PAGE_SIZE
     behind = begin > 0
     last = tl.load(canonical + slot.to(tl.int64) * MAX_PAGES + begin - 1, mask=behind, other=0)
     lost = behind & (tl.load(serial + last) != tl.load(chain_serial + slot))
@@ -131,7 +141,8 @@ def _publish_kernel(
                     mask=live[:, None], other=0,
                 )  # fmt: skip
                 free_way = tl.min(tl.where(ways < 0, way[None, :], BUCKET_WAYS), axis=1)
-                done = known | (live & won & (free_way < BUCKET_WAYS))
+                is_new = tl.load(serial + own, mask=live, other=0) == 0
+                done = known | (live & won & is_new & (free_way < BUCKET_WAYS))
                 done = done & (tl.cumsum((~done).to(tl.int32), axis=0) == 0)
                 enters = done & ~known
 
@@ -171,6 +182,8 @@ def _publish_kernel(
 
 def publish(requests, pool, plan) -> None:
     """Publish the new full pages of the rows that `update` listed."""
+    if requests.stages is not None:
+        return requests.stages.publish()
     sizes = requests.sizes
     grid = (1 if interpreted() else min(sizes.num_slots, 256),)
     shape = {
@@ -199,10 +212,10 @@ def publish_ref(requests, pool, plan) -> None:
     rows = plan.published_slots[: int(plan.num_published_rows)].tolist()
     pages = []  # of each row
     for slot in rows:
-        begin, end = (
-            int(requests.num_published[slot]),
-            int(requests.num_computed_tokens[slot]) // size,
-        )
+        begin, end = int(requests.num_published[slot]), int(requests.num_computed_tokens[slot])
+        end = (
+            min(end, int(requests.prompt_len[slot])) if requests.beam_width[slot] else end
+        ) // size
         last = int(requests.canonical[slot, begin - 1])
         lost = begin > 0 and int(pool.serial[last]) != int(requests.chain_serial[slot])
         pages.append(range(begin, begin if lost else end))
@@ -241,6 +254,8 @@ def publish_ref(requests, pool, plan) -> None:
             if winner[home] != (index, page) or len(open_ways) == 0:
                 break
             own, entry = int(requests.block_table[slot, page]), home * ways + int(open_ways[0])
+            if int(pool.serial[own]) > 0:
+                break
             above = int(requests.canonical[slot, page - 1]) if page else -1
             serial = (step * sizes.num_slots + index) * sizes.max_pages_per_seq + page + 1
             requests.canonical[slot, page] = own

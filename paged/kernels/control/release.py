@@ -106,6 +106,8 @@ def _release_kernel(
 
 def release(requests, pool, plan, events: Events) -> None:
     """Release the rows that ended or were preempted, and close the step."""
+    if requests.stages is not None:
+        return requests.stages.release(events)
     sizes = requests.sizes
     depth, width = events.words.shape
     lanes = triton.next_power_of_2(sizes.num_slots)
@@ -117,23 +119,28 @@ def release(requests, pool, plan, events: Events) -> None:
     )  # fmt: skip
 
 
+def let_go_ref(pool, page: int) -> None:
+    """One holder less of a page: after the last it is cached if it was published, else free."""
+    pool.ref_count[page] -= 1
+    if int(pool.ref_count[page]) > 0:
+        return
+    if int(pool.serial[page]) > 0:
+        pool.last_used[page] = int(pool.counters[STEP.value])
+        pool.counters[NUM_CACHED.value] += 1
+    else:
+        pool.free_ring[int(pool.counters[TAIL.value]) % pool.free_ring.shape[0]] = page
+        pool.counters[TAIL.value] += 1
+
+
 def release_ref(requests, pool, plan, events: Events) -> None:
     """The same, page by page."""
-    step, ring = int(pool.counters[STEP.value]), pool.free_ring.shape[0]
+    step = int(pool.counters[STEP.value])
     preempted = slots_of(requests, PREEMPTED.value)
     leaving = sorted(slots_of(requests, FINISHED.value) + preempted)
     for index, slot in enumerate(leaving):
         plan.release_slots[index] = slot
         for page in requests.block_table[slot, : int(requests.num_pages[slot])].tolist():
-            pool.ref_count[page] -= 1
-            if int(pool.ref_count[page]) > 0:
-                continue
-            if int(pool.serial[page]) > 0:
-                pool.last_used[page] = step
-                pool.counters[NUM_CACHED.value] += 1
-            else:
-                pool.free_ring[int(pool.counters[TAIL.value]) % ring] = page
-                pool.counters[TAIL.value] += 1
+            let_go_ref(pool, page)
         requests.num_pages[slot] = 0
         requests.status[slot] = FREE.value
     for slot in preempted:

@@ -4,13 +4,18 @@ One program; lane i is the i-th row in service order (`order`). With exclusive a
 over lanes written E(.) and I(.):
 
     start_i  = num_computed_i if running, cached_len_i if waiting
-    want_i   = min(total_i - start_i, chunk)
+    want_i   = min(total_i - start_i, chunk); a row whose prompt others wait to share (lookup.py)
+               stops a token short of it, so that all of them draw from it together; one whose
+               token mask is for another length wants nothing until its own has come. Beams of
+               one group, which stand together, stop there too until all have come so far, in
+               whatever steps; then all of them draw in one step or none does
     demand_i = pages the row needs beyond what it holds: for `want` if running, for its whole
                length and the idle pages of its prefix if waiting
     avail    = free + cached pages
     keep_i   = all lanes up to i fit: I(demand) <= avail + pages held by running lanes behind i,
-               and i < max_num_seqs; a waiting lane also leaves `watermark` pages. Lane 0 always
-               fits, unless it waits while others run
+               and i < max_num_seqs; a waiting lane also leaves `watermark` pages, unless it is a
+               beam, without which its group cannot draw. Lane 0 always fits, unless it waits
+               while others run
     victims  = the smallest suffix of running lanes, not kept, whose pages or seats the kept lanes
                need; they are preempted
     grant_i  = clamp(budget - E(want), 0, want_i) over kept and running lanes that are not victims
@@ -29,13 +34,19 @@ import triton.language as tl
 
 from paged.kernels.control.columns import (
     ADMITTED,
+    BEAM_INDEX,
+    BEAM_WIDTH,
     CACHED_LEN,
     HEAD,
     IDLE_HITS,
+    MASK_LEN,
     MAX_LEN,
     NUM_CACHED,
     NUM_COMPUTED,
+    NUM_FORKS,
     NUM_PAGES,
+    PARENT,
+    PARENT_ARRIVAL,
     PREEMPTED,
     PROMPT_LEN,
     RUNNING,
@@ -49,6 +60,13 @@ from paged.kernels.control.columns import (
 
 
 @triton.jit
+def _sum_between(values, first, last):
+    """Sum of int32 values over the lanes first to last, inclusive, of each lane."""
+    upto = tl.cumsum(values, axis=0)
+    return tl.gather(upto, last, 0) - tl.gather(upto, first, 0) + tl.gather(values, first, 0)
+
+
+@triton.jit
 def _reserve_needed(prompt_len, total_len, max_len):
     return total_len * 0
 
@@ -56,12 +74,12 @@ def _reserve_needed(prompt_len, total_len, max_len):
 @triton.jit(do_not_specialize=["budget", "chunk", "watermark"])
 def _schedule_kernel(
     columns, counters, order, counts, ring_base, grant_out, slot_sample, admitted_out,
-    seq_slots, seq_start, seq_held, seq_hits, seq_pages, seq_ring, cu_seqlens_q, seq_lens,
+    seq_slots, seq_start, seq_held, seq_hits, seq_pages, seq_ring, seq_copy, cu_seqlens_q, seq_lens,
     sample_slots, logits_indices,
     budget, chunk, watermark,
     RESERVE: tl.constexpr, R: tl.constexpr, S: tl.constexpr, MAX_NUM_SEQS: tl.constexpr,
     MAX_MODEL_LEN: tl.constexpr, PAGE_SIZE: tl.constexpr, STATIC_BATCH: tl.constexpr,
-    LANES: tl.constexpr,
+    BEAMS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     lane = tl.arange(0, LANES)
     live = lane < R
@@ -82,7 +100,25 @@ def _schedule_kernel(
 
     computed = tl.load(columns + NUM_COMPUTED * R + slot, mask=running, other=0)
     start = tl.where(running, computed, cached)
-    want = tl.where(active, tl.minimum(total - start, chunk), 0)
+    num_forks = tl.load(columns + NUM_FORKS * R + slot, mask=active, other=0)
+    pauses = (num_forks > 0) & (total == prompt_len) & (start < total - 1)
+    spare = tl.where(waiting, watermark, 0)
+    if BEAMS:
+        width = tl.load(columns + BEAM_WIDTH * R + slot, mask=active, other=0)
+        beam = width > 0
+        index = tl.load(columns + BEAM_INDEX * R + slot, mask=active, other=0)
+        group = tl.load(columns + PARENT_ARRIVAL * R + slot, mask=active & beam, other=-1)
+        first = tl.maximum(tl.where(beam, lane - index, lane), 0)
+        last = tl.minimum(tl.where(beam, first + width - 1, lane), LANES - 1)
+        whole = (tl.gather(group, first, 0) == group) & (tl.gather(group, last, 0) == group)
+        came = _sum_between((beam & (start == total - 1)).to(tl.int32), first, last)
+        draws = beam & whole & (came == width)
+        pauses = tl.where(beam, ~draws, pauses)
+        spare = tl.where(beam, 0, spare)
+    mask_len = tl.load(columns + MASK_LEN * R + slot, mask=active, other=0)
+    held_back = (mask_len > 0) & (mask_len != total)
+    want = tl.minimum(total - start - pauses.to(tl.int32), chunk)
+    want = tl.where(active & ~held_back, want, 0)
     reserve = tl.minimum(RESERVE(prompt_len, total, max_len), MAX_MODEL_LEN)
     hits = cached // PAGE_SIZE
     held_or_hit = tl.where(running, held, hits)
@@ -94,10 +130,10 @@ def _schedule_kernel(
     num_running = tl.sum(running.to(tl.int32), axis=0)
     held_behind = tl.sum(held, axis=0) - tl.cumsum(held, axis=0)
     running_behind = num_running - tl.cumsum(running.to(tl.int32), axis=0)
-    spare = tl.where(waiting, watermark, 0)
     fits = (demand_incl + spare <= avail + held_behind) & (lane < MAX_NUM_SEQS)
     if STATIC_BATCH:
-        fits = fits & (running | (num_running == 0))
+        forks = tl.load(columns + PARENT * R + slot, mask=waiting, other=0) > 0
+        fits = fits & (running | (num_running == 0) | forks)
     fits = fits | ((lane == 0) & (running | (num_running == 0)))
     keep = active & (tl.cumsum((active & ~fits).to(tl.int32), axis=0) == 0)
 
@@ -113,8 +149,10 @@ def _schedule_kernel(
     pages = tl.maximum((booked_len + PAGE_SIZE - 1) // PAGE_SIZE - held_or_hit, 0)
     pages = tl.where(grant > 0, pages, 0)
     pages_incl = tl.cumsum(pages, axis=0)
-    # A waiting lane always wants a page, so once one fails, all waiting lanes after it fail too.
+    # A waiting lane that wants tokens wants a page, so once one fails, all after it fail too.
     run = (grant > 0) & ((pages == 0) | (pages_incl <= free))
+    if BEAMS:
+        run = run & (~draws | (_sum_between((run & draws).to(tl.int32), first, last) == width))
     wanted = tl.sum(pages, axis=0)
     tl.store(counters + SHORTFALL, tl.maximum(wanted - free, 0).to(tl.int64))
 
@@ -138,6 +176,9 @@ def _schedule_kernel(
     tl.store(seq_hits + seq, tl.where(waiting, hits, 0), mask=run)
     tl.store(seq_pages + seq, pages, mask=run)
     tl.store(seq_ring + seq, tl.cumsum(pages, axis=0) - pages, mask=run)
+    copies = (run & waiting & (cached % PAGE_SIZE > 0)).to(tl.int32)
+    copy = tl.cumsum(copies, axis=0) - copies
+    tl.store(seq_copy + seq, tl.where(copies > 0, copy, -1), mask=run)
     tl.store(cu_seqlens_q + seq, tokens_incl - grant, mask=run)
     tl.store(seq_lens + seq, start + grant, mask=run)
     # Entries past the batch describe empty sequences, for kernels that read every row.
@@ -164,6 +205,7 @@ def _schedule_kernel(
     tl.store(counts + 2, tl.sum(sample_int, axis=0))
     tl.store(counts + 4, tl.sum(victim.to(tl.int32), axis=0))
     tl.store(counts + 5, num_admitted)
+    tl.store(counts + 8, tl.sum(copies, axis=0))
 
 
 def schedule(
@@ -178,17 +220,22 @@ def schedule(
         watermark: pages an admission must leave available, unless nothing else runs.
         reserve: Triton function `(prompt_len, total_len, max_len) -> tokens`; None holds pages
             for computed tokens only.
-        static_batch: admit only when no request runs.
+        static_batch: admit only when no request runs, or samples of one that does.
     """
+    if requests.stages is not None:
+        return requests.stages.schedule(
+            budget=budget, chunk=chunk, watermark=watermark, reserve=reserve,
+            static_batch=static_batch,
+        )  # fmt: skip
     sizes = requests.sizes
     lanes = triton.next_power_of_2(max(sizes.num_slots, sizes.max_num_seqs + 1))
     _schedule_kernel[(1,)](
         requests.columns, pool.counters, plan.order, plan.counts, plan.ring_base, plan.grant,
         plan.slot_sample, plan.admitted, plan.seq_slots, plan.seq_start, plan.seq_held,
-        plan.seq_hits, plan.seq_pages, plan.seq_ring, plan.cu_seqlens_q, plan.seq_lens,
-        plan.sample_slots, plan.logits_indices, budget, chunk, watermark,
+        plan.seq_hits, plan.seq_pages, plan.seq_ring, plan.seq_copy, plan.cu_seqlens_q,
+        plan.seq_lens, plan.sample_slots, plan.logits_indices, budget, chunk, watermark,
         RESERVE=reserve or _reserve_needed, R=sizes.num_slots, S=sizes.max_num_seqs,
         MAX_NUM_SEQS=sizes.max_num_seqs, MAX_MODEL_LEN=sizes.max_model_len,
-        PAGE_SIZE=sizes.page_size, STATIC_BATCH=static_batch, LANES=lanes,
+        PAGE_SIZE=sizes.page_size, STATIC_BATCH=static_batch, BEAMS=plan.beams, LANES=lanes,
         num_warps=8 if lanes > 256 else 4,
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """schedule_ref: the reference of `schedule`, a row at a time in plain Python."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import triton
@@ -28,6 +29,9 @@ class _Lane:
     reserve: int
     held: int  # live pages of its block table, or prefix hits to take
     demand: int
+    forks: bool  # shares the prompt of another row
+    group: int = -1  # of beams: the ticket of the first
+    draws: bool = False  # a beam whose group draws now, together or not at all
 
     def pages(self, num_tokens: int, page_size: int) -> int:
         """Pages to add so that `num_tokens` and the reserve have room."""
@@ -37,6 +41,7 @@ class _Lane:
 def _lanes(requests, plan, chunk: int, reserve) -> list[_Lane]:
     size = requests.sizes.page_size
     lanes = []
+    ready = _groups_at_their_end(requests, plan) if plan.beams else set()
     for slot in plan.order.tolist():
         status = int(requests.status[slot])
         if status not in (RUNNING.value, WAITING.value):
@@ -44,6 +49,13 @@ def _lanes(requests, plan, chunk: int, reserve) -> list[_Lane]:
         running = status == RUNNING.value
         total, cached = int(requests.total_len[slot]), int(requests.cached_len[slot])
         start = int(requests.num_computed_tokens[slot]) if running else cached
+        fresh = total == int(requests.prompt_len[slot]) and start < total - 1
+        pauses = fresh and int(requests.num_forks[slot]) > 0
+        group = int(requests.parent_arrival[slot])
+        beam = plan.beams and int(requests.beam_width[slot]) > 0
+        if beam:
+            pauses = group not in ready
+        held_back = int(requests.mask_len[slot]) not in (0, total)
         room = 0
         if reserve is not None:
             room = int(reserve(int(requests.prompt_len[slot]), total, int(requests.max_len[slot])))
@@ -52,10 +64,13 @@ def _lanes(requests, plan, chunk: int, reserve) -> list[_Lane]:
             running=running,
             start=start,
             total=total,
-            want=min(total - start, chunk),
+            want=0 if held_back else min(total - start - pauses, chunk),
             reserve=min(room, requests.sizes.max_model_len),
             held=int(requests.num_pages[slot]) if running else cached // size,
             demand=0,
+            forks=int(requests.parent[slot]) > 0,
+            group=group if beam else -1,
+            draws=beam and group in ready,
         )
         if running:
             lane.demand = lane.pages(start + lane.want, size)
@@ -65,6 +80,23 @@ def _lanes(requests, plan, chunk: int, reserve) -> list[_Lane]:
     return lanes
 
 
+def _groups_at_their_end(requests, plan) -> set[int]:
+    """The tickets of groups of beams that have all but their last token computed, every one."""
+    came: dict[int, int] = {}
+    ready = set()
+    for slot in plan.order.tolist():
+        status, width = int(requests.status[slot]), int(requests.beam_width[slot])
+        if width == 0 or status not in (RUNNING.value, WAITING.value):
+            continue
+        running = status == RUNNING.value
+        start = requests.num_computed_tokens[slot] if running else requests.cached_len[slot]
+        group = int(requests.parent_arrival[slot])
+        came[group] = came.get(group, 0) + (int(start) == int(requests.total_len[slot]) - 1)
+        if came[group] == width:
+            ready.add(group)
+    return ready
+
+
 def _keep_and_preempt(lanes: list[_Lane], avail: int, seats: int, watermark: int, static: bool):
     """The lanes that may run, in order, and those that give way."""
     num_running = sum(lane.running for lane in lanes)
@@ -72,8 +104,9 @@ def _keep_and_preempt(lanes: list[_Lane], avail: int, seats: int, watermark: int
     for lane in lanes:
         demand += lane.demand
         behind = sum(other.held for other in lanes[num_kept + 1 :] if other.running)
-        fits = demand + (0 if lane.running else watermark) <= avail + behind and num_kept < seats
-        if static and not lane.running and num_running:
+        spare = 0 if lane.running or lane.group >= 0 else watermark
+        fits = demand + spare <= avail + behind and num_kept < seats
+        if static and not (lane.running or lane.forks) and num_running:
             fits = False
         if num_kept == 0 and (lane.running or num_running == 0):
             fits = True
@@ -107,23 +140,30 @@ def schedule_ref(
     plan.grant.zero_()
     plan.admitted.zero_()
     plan.slot_sample.fill_(-1)
-    plan.counts[[0, 1, 2, 4, 5]] = 0
-    asked = booked = seq = sample = tokens = num_admitted = 0
+    asked = booked = seq = sample = tokens = num_admitted = num_copies = 0
     line_open = True
+    running_lanes: list[tuple[_Lane, int, int]] = []
     for lane in eligible:
         grant = min(lane.want, budget)
         budget -= grant
         pages = lane.pages(lane.start + grant, sizes.page_size) if grant else 0
         asked += pages
         runs = grant > 0 and (pages == 0 or asked <= free) and (lane.running or line_open)
-        line_open = line_open and (lane.running or runs)
-        if not runs:
-            continue
+        line_open = line_open and (lane.running or runs or lane.want == 0)
+        if runs:
+            running_lanes.append((lane, grant, pages))
+    drawn = Counter(lane.group for lane, _, _ in running_lanes if lane.draws)
+    for lane, grant, pages in running_lanes:
         slot = lane.slot
+        if lane.draws and drawn[lane.group] < int(requests.beam_width[slot]):
+            continue
         plan.grant[slot] = grant
         plan.seq_slots[seq], plan.seq_start[seq], plan.seq_held[seq] = slot, lane.start, lane.held
         plan.seq_hits[seq] = 0 if lane.running else lane.held
         plan.seq_pages[seq], plan.seq_ring[seq] = pages, booked
+        copies = not lane.running and lane.start % sizes.page_size > 0
+        plan.seq_copy[seq] = num_copies if copies else -1
+        num_copies += copies
         plan.cu_seqlens_q[seq], plan.seq_lens[seq] = tokens, lane.start + grant
         seq, booked, tokens = seq + 1, booked + pages, tokens + grant
         if lane.start + grant == lane.total:
@@ -143,7 +183,7 @@ def schedule_ref(
     plan.seq_lens[seq:] = 0
     plan.ring_base.fill_(head)
     plan.counts[0], plan.counts[1], plan.counts[2] = tokens, seq, sample
-    plan.counts[4], plan.counts[5] = len(victims), num_admitted
+    plan.counts[4], plan.counts[5], plan.counts[8] = len(victims), num_admitted, num_copies
     counters[HEAD.value] = head + booked
     counters[TICKET.value] += num_admitted
     counters[SHORTFALL.value] = max(asked - free, 0)

@@ -2,9 +2,14 @@
 
 One program, a lane per slot. Events are pairs of 64-bit words in a ring of pinned memory, each
 word valid by itself: its top 16 bits repeat the step, so the host needs no flag and no order of
-writes. Kinds in one step come admitted, preempted, token, end; within a kind by slot.
+writes. Kinds in one step come admitted, preempted, token, end, sequence; within a kind by slot.
 
-    word 0: step+1 (16) | kind (4) | slot (20) | value (24)      word 1: step+1 (16) | float32 bits
+    word 0: step+1 (16) | kind (4) | slot (20) | value (24)
+    word 1: step+1 (16) | beam (16) | float32 bits
+
+Rows that are beams do not end by a token: beam_select.py ends their group and lists the sequences
+that have ended, each with the beam it was. `beam` says which beam's sequence a token was appended
+to; its float is the sum of the sequence's log-probabilities.
 
 A drawn token below 0 says the row's logits held NaN: the request ends with an error, the token is
 not appended, and its pages are not published.
@@ -17,6 +22,8 @@ import triton
 import triton.language as tl
 
 from paged.kernels.control.columns import (
+    BEAM_INDEX,
+    BEAM_WIDTH,
     CACHED_LEN,
     FINISH_REASON,
     FINISHED,
@@ -26,6 +33,7 @@ from paged.kernels.control.columns import (
     NUM_PUBLISHED,
     NUM_STOP_IDS,
     PREEMPTED,
+    PROMPT_LEN,
     REASON_ERROR,
     REASON_LENGTH,
     REASON_STOP,
@@ -39,9 +47,10 @@ EVENT_ADMITTED = tl.constexpr(1)  # value: tokens taken from the prefix cache
 EVENT_PREEMPTED = tl.constexpr(2)  # value: tokens whose KV is dropped
 EVENT_TOKEN = tl.constexpr(3)  # value: token id; word 1: its log-probability
 EVENT_END = tl.constexpr(4)  # value: finish reason
+EVENT_SEQUENCE = tl.constexpr(5)  # value: last token; word 1: sum of log-probabilities
 
 HEADER_WORDS = tl.constexpr(16)  # written by `release`, see there
-EVENTS_PER_SLOT = 3  # admitted, token and end in one step
+EVENTS_PER_SLOT = 4  # admitted, token, end and sequence in one step
 
 
 class Events(NamedTuple):
@@ -63,16 +72,17 @@ def _emit(entry, tag, base, happened, kind, slot, value, extra):
     word = tag | (kind << 44) | (slot.to(tl.int64) << 24) | (value.to(tl.int64) & 0xFFFFFF)
     at = entry + HEADER_WORDS + 2 * index
     tl.store(at, word, mask=happened)
-    tl.store(at + 1, tag | (extra.to(tl.int64) & 0xFFFFFFFF), mask=happened)
+    tl.store(at + 1, tag | (extra & 0xFFFFFFFFFFFF), mask=happened)
     return base + tl.sum(count, axis=0)
 
 
 @triton.jit
 def _update_kernel(
     columns, counters, token_ids, stop_ids, grant, admitted, slot_sample, sampled_tokens,
-    sampled_logprobs, counts, published_slots, events,
+    sampled_logprobs, beam_source, ended_source, ended_token, ended_score, counts, published_slots,
+    events,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, PAGE_SIZE: tl.constexpr, DEPTH: tl.constexpr,
-    EVENT_WORDS: tl.constexpr, LANES: tl.constexpr,
+    EVENT_WORDS: tl.constexpr, BEAMS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     slot = tl.arange(0, LANES)
     live = slot < R
@@ -98,7 +108,8 @@ def _update_kernel(
     )
     is_stop = tl.max((stops == token[:, None]).to(tl.int32), axis=1) != 0
     min_len = tl.load(columns + MIN_LEN * R + slot, mask=live, other=0)
-    stopped = drew & is_stop & (total >= min_len)
+    beam = tl.load(columns + BEAM_WIDTH * R + slot, mask=live, other=0) > 0
+    stopped = drew & is_stop & (total >= min_len) & ~beam
     full = drew & (total + 1 >= tl.load(columns + MAX_LEN * R + slot, mask=live, other=0))
     ended = stopped | full | failed
     reason = tl.where(failed, REASON_ERROR, tl.where(stopped, REASON_STOP, REASON_LENGTH))
@@ -110,7 +121,9 @@ def _update_kernel(
     )
 
     published = tl.load(columns + NUM_PUBLISHED * R + slot, mask=live, other=0)
-    publishes = (drew & (computed_now // PAGE_SIZE > published)).to(tl.int32)
+    prompt_len = tl.load(columns + PROMPT_LEN * R + slot, mask=live, other=0)
+    lasting = tl.where(beam, tl.minimum(computed_now, prompt_len), computed_now)
+    publishes = (drew & (lasting // PAGE_SIZE > published)).to(tl.int32)
     tl.store(published_slots + tl.cumsum(publishes, axis=0) - publishes, slot, mask=publishes != 0)
     tl.store(counts + 3, tl.sum(publishes, axis=0))
 
@@ -119,26 +132,42 @@ def _update_kernel(
     entry = events + (step % DEPTH) * EVENT_WORDS
     joined = live & (tl.load(admitted + slot, mask=live, other=0) != 0)
     cached = tl.load(columns + CACHED_LEN * R + slot, mask=live, other=0)
-    nothing = tl.zeros_like(slot)
+    nothing = tl.zeros_like(slot).to(tl.int64)
     count = _emit(entry, tag, 0, joined, 1, slot, cached, nothing)
     count = _emit(entry, tag, count, live & (status == PREEMPTED), 2, slot, computed, nothing)
-    bits = logprob.to(tl.int32, bitcast=True)
+    bits = logprob.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+    if BEAMS:
+        source = tl.load(beam_source + slot, mask=drew & beam, other=-1)
+        parent = tl.load(columns + BEAM_INDEX * R + source, mask=source >= 0, other=0)
+        bits = bits | (parent.to(tl.int64) << 32)
+        tl.store(beam_source + slot, -1, mask=live)
     count = _emit(entry, tag, count, drew, 3, slot, token, bits)
     count = _emit(entry, tag, count, ended | aborted, 4, slot, reason, nothing)
+    if BEAMS:
+        source = tl.load(ended_source + slot, mask=live, other=-1)
+        token = tl.load(ended_token + slot, mask=live, other=0)
+        score = tl.load(ended_score + slot, mask=live, other=0.0)
+        bits = score.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+        count = _emit(entry, tag, count, source >= 0, 5, source, token, bits)
+        tl.store(ended_source + slot, -1, mask=live)
     tl.store(counts + 7, count)
 
 
 def update(requests, pool, plan, events: Events) -> None:
     """Advance every row by what this step computed and drew."""
+    if requests.stages is not None:
+        return requests.stages.update(events)
     sizes = requests.sizes
     depth, width = events.words.shape
     lanes = triton.next_power_of_2(sizes.num_slots)
     _update_kernel[(1,)](
         requests.columns, pool.counters, requests.token_ids, requests.stop_ids, plan.grant,
-        plan.admitted, plan.slot_sample, plan.sampled_tokens, plan.sampled_logprobs, plan.counts,
+        plan.admitted, plan.slot_sample, plan.sampled_tokens, plan.sampled_logprobs,
+        plan.beam_source, plan.ended_source, plan.ended_token, plan.ended_score, plan.counts,
         plan.published_slots, events.words,
         R=sizes.num_slots, MAX_LEN_TOKENS=sizes.max_model_len, PAGE_SIZE=sizes.page_size,
-        DEPTH=depth, EVENT_WORDS=width, LANES=lanes, num_warps=8 if lanes > 256 else 4,
+        DEPTH=depth, EVENT_WORDS=width, BEAMS=plan.beams, LANES=lanes,
+        num_warps=8 if lanes > 256 else 4,
     )  # fmt: skip
 
 
@@ -155,17 +184,17 @@ class EventWriter:
         word = self.tag | value
         return word - (1 << 64) if word >> 63 else word
 
-    def emit(self, kind: int, slot: int, value: int, extra: int = 0) -> None:
+    def emit(self, kind: int, slot: int, value: int, extra: int = 0, beam: int = 0) -> None:
         at = HEADER_WORDS.value + 2 * self.count
         self.entry[at] = self.word((kind << 44) | (slot << 24) | (value & 0xFFFFFF))
-        self.entry[at + 1] = self.word(extra & 0xFFFFFFFF)
+        self.entry[at + 1] = self.word((beam << 32) | (extra & 0xFFFFFFFF))
         self.count += 1
 
 
 def update_ref(requests, pool, plan, events: Events) -> None:
     """The same, row by row."""
     page_size = requests.sizes.page_size
-    tokens: list[tuple[int, int, int]] = []
+    tokens: list[tuple[int, int, int, int]] = []
     ends = [(s, int(requests.finish_reason[s])) for s in slots_of(requests, FINISHED.value)]
     preempted = slots_of(requests, PREEMPTED.value)
     published_rows = 0
@@ -181,12 +210,18 @@ def update_ref(requests, pool, plan, events: Events) -> None:
             requests.token_ids[slot, total] = token
             requests.total_len[slot] = total + 1
             bits = int(plan.sampled_logprobs[sample].view(torch.int32))
-            tokens.append((slot, token, bits))
-            full_pages = int(requests.num_computed_tokens[slot]) // page_size
+            beam = int(requests.beam_width[slot]) > 0
+            source = int(plan.beam_source[slot])
+            origin = int(requests.beam_index[source]) if beam and source >= 0 else 0
+            tokens.append((slot, token, bits, origin))
+            lasting = int(requests.num_computed_tokens[slot])
+            if beam:
+                lasting = min(lasting, int(requests.prompt_len[slot]))
+            full_pages = lasting // page_size
             if full_pages > int(requests.num_published[slot]):
                 plan.published_slots[published_rows] = slot
                 published_rows += 1
-            may_stop = total >= int(requests.min_len[slot])
+            may_stop = total >= int(requests.min_len[slot]) and not beam
             if may_stop and token in requests.stop_ids[slot].tolist():
                 reason = REASON_STOP.value
             elif total + 1 >= int(requests.max_len[slot]):
@@ -202,10 +237,16 @@ def update_ref(requests, pool, plan, events: Events) -> None:
         writer.emit(EVENT_ADMITTED.value, slot, int(requests.cached_len[slot]))
     for slot in preempted:
         writer.emit(EVENT_PREEMPTED.value, slot, int(requests.num_computed_tokens[slot]))
-    for slot, token, bits in tokens:
-        writer.emit(EVENT_TOKEN.value, slot, token, bits)
+    for slot, token, bits, beam in tokens:
+        writer.emit(EVENT_TOKEN.value, slot, token, bits, beam)
     for slot, reason in sorted(ends):
         writer.emit(EVENT_END.value, slot, reason)
+    for place in (plan.ended_source >= 0).nonzero().flatten().tolist():
+        bits = int(plan.ended_score[place].view(torch.int32))
+        token = int(plan.ended_token[place])
+        writer.emit(EVENT_SEQUENCE.value, int(plan.ended_source[place]), token, bits)
+    plan.beam_source.fill_(-1)
+    plan.ended_source.fill_(-1)
     plan.num_published_rows.fill_(published_rows)
     plan.num_events.fill_(writer.count)
 

@@ -7,7 +7,12 @@ from paged.interfaces import Eviction
 from paged.request import SamplingParams
 from paged.testing.engines import answer_all, oracle_engine, ragged_prompts
 
-BUILT_IN = [f"paged.eviction.{name}.score" for name in ("lru", "lfu", "fifo", "slru")]
+FUNCTIONS = ("lru", "lfu", "fifo", "slru", "mru", "depth", "ttl", "cost")
+BUILT_IN = [
+    *(f"paged.eviction.{name}.score" for name in FUNCTIONS),
+    "paged.eviction.clock.Clock",
+    "paged.eviction.s3fifo.S3FIFO",
+]
 
 
 def build(component) -> Eviction:

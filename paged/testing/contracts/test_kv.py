@@ -9,7 +9,12 @@ from paged.kv.paged import PagedKV
 from paged.state import RUNNING
 from paged.testing.engines import answer_all, oracle_engine, ragged_prompts
 
-BUILT_IN = ["paged.kv.paged.PagedKV", "paged.kv.contiguous_max.reserve_len"]
+BUILT_IN = [
+    "paged.kv.paged.PagedKV",
+    "paged.kv.contiguous_max.reserve_len",
+    "paged.kv.contiguous_pow2.ContiguousPow2",
+    "paged.kv.contiguous_oracle.ContiguousOracle",
+]
 
 
 def build(component) -> KVManager:

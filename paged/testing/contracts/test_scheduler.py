@@ -8,7 +8,13 @@ from paged.interfaces import Scheduler
 from paged.schedulers.base import RankScheduler
 from paged.testing.engines import answer_all, oracle_engine, ragged_prompts
 
-BUILT_IN = [f"paged.schedulers.{name}.rank" for name in ("fcfs", "priority", "sjf", "lpm")]
+FUNCTIONS = ("fcfs", "priority", "sjf", "sjf_oracle", "srpt", "mlfq", "edf", "hrrn", "lpm")
+BUILT_IN = [
+    *(f"paged.schedulers.{name}.rank" for name in FUNCTIONS),
+    "paged.schedulers.prefill_first.PrefillFirst",
+    "paged.schedulers.vtc.VTC",
+    "paged.schedulers.past_future.PastFuture",
+]
 KNOBS = {"max_num_seqs": 4, "max_num_batched_tokens": 64}
 
 

@@ -1,0 +1,197 @@
+"""What the host knows of the requests on the device, from the events of the steps it has read.
+
+The counts are kept as they change, so that a step costs the host little however many requests are
+live: what it does for each token is to append it.
+"""
+
+from itertools import islice
+
+from paged.intake import LiveRequest
+from paged.kernels.control.columns import REASON_ABORT, REASON_ERROR, REASON_LENGTH, REASON_STOP
+from paged.mailbox import Report
+
+REASONS = {
+    REASON_STOP.value: "stop",
+    REASON_LENGTH.value: "length",
+    REASON_ABORT.value: "abort",
+    REASON_ERROR.value: "error",
+}
+
+
+class Ledger:
+    """The requests that hold a slot.
+
+    Args:
+        num_slots: rows of the request table.
+        max_num_seqs: requests that run at once.
+        capacities: tokens that the graphs of a step hold, ascending.
+    """
+
+    def __init__(self, num_slots: int, max_num_seqs: int, capacities: tuple[int, ...]) -> None:
+        self.max_num_seqs, self.capacities = max_num_seqs, capacities
+        self.num_running = 0
+        self.num_beams = 0  # of the requests, those that are beams
+        self.free_pages: int | None = None  # None: no step has reported yet
+        self.shortfall = 0
+        self._by_slot: list[LiveRequest | None] = [None] * num_slots
+        self._free_slots = list(range(num_slots - 1, -1, -1))
+        self._waiting: dict[int, LiveRequest] = {}  # by slot
+        self._waiting_tokens = 0
+        self._prefill_tokens = 0  # that running requests have to compute before they draw
+        self._blocked = False  # the last step had room for waiting requests and took none
+
+    def __len__(self) -> int:
+        return len(self._by_slot) - len(self._free_slots)
+
+    @property
+    def num_free(self) -> int:
+        """Slots nobody holds."""
+        return len(self._free_slots)
+
+    @property
+    def longest(self) -> int:
+        """Bound of the length any of the requests can reach."""
+        return max((live.max_len for live in self._by_slot if live is not None), default=1)
+
+    def check_empty(self) -> None:
+        """Raise AssertionError unless nothing is counted; for tests, when all requests ended."""
+        counts = (len(self), len(self._waiting), self.num_running)
+        assert not any(counts), f"live, waiting and running requests are counted: {counts}"
+        tokens = (self._waiting_tokens, self._prefill_tokens)
+        assert not any(tokens), f"waiting tokens and tokens to prefill are counted: {tokens}"
+        assert sorted(self._free_slots) == list(range(len(self._by_slot))), "a slot is lost"
+
+    def names(self) -> list[str]:
+        """Ids of the requests, for messages."""
+        return [live.output.request_id for live in self._by_slot if live is not None]
+
+    def enter(self, live: LiveRequest) -> None:
+        """Give a slot to a request; there must be one."""
+        live.slot = self._free_slots.pop()
+        self._by_slot[live.slot] = live
+        self.num_beams += live.beams is not None
+        self._wait(live)
+        self._blocked = False
+
+    def guess(self, underway: int) -> tuple[int, int]:
+        """(capacity, prompt tokens) of the next step; `underway` prompt tokens are in flight.
+
+        The smallest capacity for the tokens that will probably run. It is a guess: the policy may
+        admit others than the first in line, and pages may be short. The device clamps to the
+        capacity, so a guess too small only leaves work to the next step.
+        """
+        seats = 0 if self._blocked else self.max_num_seqs - self.num_running
+        rows = min(self.num_running + min(seats, len(self._waiting)), self.max_num_seqs)
+        prompts = self._prefill_tokens
+        if seats >= len(self._waiting):
+            prompts += self._waiting_tokens
+        else:
+            prompts += sum(live.to_prefill for live in islice(self._waiting.values(), seats))
+        prompts = max(0, prompts - underway)
+        capacity = self.capacities[-1]
+        for size in self.capacities:
+            if size >= prompts + rows:
+                capacity = size
+                break
+        return capacity, min(prompts, max(0, capacity - rows))
+
+    def apply(self, report: Report, capacity: int, now: float) -> list[LiveRequest]:
+        """Bring a step's events to the requests; returns those that got a token or ended.
+
+        Of each that ended, `completion.finish_reason` is set and its slot is free.
+        """
+        by_slot: list = self._by_slot
+        if self.num_beams:
+            self._follow_beams(report)
+        for slot, cached in zip(report.admitted_slots, report.cached_tokens):
+            self._admit(by_slot[slot], cached)
+        for slot in report.preempted_slots:
+            self._preempt(by_slot[slot])
+        touched: list[LiveRequest] = []
+        for slot, token, logprob in zip(report.token_slots, report.token_ids, report.logprobs):
+            live = by_slot[slot]
+            live.token_ids.append(token)
+            live.logprobs.append(logprob)
+            metrics = live.output.metrics
+            metrics.last_token_time = now
+            metrics.num_output_tokens += 1
+            if live.prefilling:
+                live.prefilling = False
+                self._prefill_tokens -= live.to_prefill
+                metrics.first_token_time = metrics.first_token_time or now
+            touched.append(live)
+        for slot, top in report.tops.items():
+            by_slot[slot].take_top(top)
+        for slot, reason in zip(report.end_slots, report.end_reasons):
+            live = by_slot[slot]
+            self._leave(live, REASONS[reason])
+            # The others drew a token, but for beams whose search has stopped.
+            if reason in (REASON_ABORT.value, REASON_ERROR.value) or (
+                live.beams is not None and reason == REASON_STOP.value
+            ):
+                touched.append(live)
+        header = report.header
+        self.free_pages, self.shortfall = header.free_pages, header.shortfall
+        self._blocked = (
+            header.num_waiting > 0
+            and self.num_beams == 0  # a group of beams waits for room for all of them
+            and header.num_admitted == 0
+            and header.num_tokens < capacity
+            and not report.end_slots
+        )
+        return touched
+
+    def _follow_beams(self, report: Report) -> None:
+        """Tell the searches what their beams did in a step."""
+        by_slot: list = self._by_slot
+        ended = zip(report.sequence_slots, report.sequence_tokens, report.sequence_scores)
+        for slot, token, score in ended:
+            by_slot[slot].beams.end(by_slot[slot].index, token, score)
+        grown = [
+            (by_slot[slot], source, token)
+            for slot, source, token in zip(report.token_slots, report.token_beams, report.token_ids)
+            if by_slot[slot].beams is not None
+        ]
+        for live, source, token in grown:
+            live.beams.append(live.index, source, token)
+        for live, _, _ in grown:
+            live.beams.settle()
+
+    def _wait(self, live: LiveRequest) -> None:
+        shares = live.index > 0 and not live.token_ids  # all but one token, if nothing goes wrong
+        live.to_prefill = 1 if shares else live.num_tokens
+        self._waiting[live.slot] = live
+        self._waiting_tokens += live.to_prefill
+
+    def _admit(self, live: LiveRequest, num_cached: int) -> None:
+        if live.index == 0:
+            live.output.metrics.num_cached_tokens += num_cached
+        del self._waiting[live.slot]
+        self._waiting_tokens -= live.to_prefill
+        live.running, live.prefilling = True, True
+        live.to_prefill = live.num_tokens - num_cached
+        self._prefill_tokens += live.to_prefill
+        self.num_running += 1
+
+    def _preempt(self, live: LiveRequest) -> None:
+        live.output.metrics.num_preemptions += 1
+        self._stop_running(live)
+        self._wait(live)
+
+    def _stop_running(self, live: LiveRequest) -> None:
+        live.running = False
+        self.num_running -= 1
+        if live.prefilling:
+            self._prefill_tokens -= live.to_prefill
+
+    def _leave(self, live: LiveRequest, reason: str) -> None:
+        if live.running:
+            self._stop_running(live)
+        else:
+            del self._waiting[live.slot]
+            self._waiting_tokens -= live.to_prefill
+        self._by_slot[live.slot] = None
+        self._free_slots.append(live.slot)
+        self.num_beams -= live.beams is not None
+        live.slot = -1
+        live.completion.finish_reason = reason

@@ -1,0 +1,11 @@
+"""An OpenAI-compatible server over the engine.
+
+__main__            `python -m paged.server`
+runner              starts the engine's process and uvicorn; signals
+app                 routes
+completions, chat   /v1/completions and /v1/chat/completions
+parameters          a request's body to sampling parameters and token ids
+client              the engine as the HTTP process sees it
+engine_process      the engine's loop, in its own process
+wire                what crosses between the two
+"""

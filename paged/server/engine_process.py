@@ -1,0 +1,246 @@
+"""The engine's loop, in a process of its own.
+
+It takes commands between two steps and waits for them only when no request is live. The process
+ends when it is told to, or when the HTTP process is gone.
+"""
+
+import signal
+import time
+import traceback
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from paged.engine import StepStats
+from paged.intake import LiveRequest
+from paged.llm import LLM
+from paged.request import Logprob
+from paged.server.inspection import Profile, reset_prefix_cache, snapshot
+from paged.server.wire import (
+    Abort,
+    Call,
+    Failed,
+    Outbox,
+    Progress,
+    Ready,
+    Reply,
+    Steps,
+    Stop,
+    Submit,
+    Tokens,
+    Top,
+)  # fmt: skip
+
+
+def run_engine(build: Callable[[], LLM], connection: Connection, profile_dir: str | None) -> None:
+    """The process's main function: build the engine, then serve until told to stop."""
+    # Ctrl-C and a service manager's SIGTERM reach every process of the group; the HTTP process
+    # decides when the engine goes.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    outbox = Outbox(connection, "events")
+    try:
+        llm = build()
+        EngineLoop(llm, connection, outbox, profile_dir).run()
+    except ValueError as error:
+        outbox.put(Failed(str(error), by_user=True))
+    except (EOFError, ConnectionError):
+        pass  # the HTTP process is gone
+    except Exception:
+        outbox.put(Failed(traceback.format_exc(), by_user=False))
+        raise
+    finally:
+        outbox.close()
+
+
+@dataclass(slots=True)
+class Tracked:
+    """An output of a live request, and what of it has been reported."""
+
+    live: LiveRequest
+    num_sent: int = 0
+    num_cached_tokens: int = 0  # at its first admission; later ones are after a preemption
+    admitted: float | None = None  # when that was
+
+
+class EngineLoop:
+    """Commands in, steps, events out.
+
+    Args:
+        profile_dir: where /debug/profile writes; None refuses it.
+    """
+
+    def __init__(
+        self, llm: LLM, connection: Connection, outbox: Outbox, profile_dir: str | None
+    ) -> None:
+        self.engine, self.connection, self.outbox = llm.engine, connection, outbox
+        self.profile_dir = profile_dir
+        self.tracked: dict[int, Tracked] = {}
+        self._steps: list[StepStats] = []
+        self._profile: Profile | None = None
+        self.engine.on_step = self._steps.append
+        self.outbox.put(
+            Ready(
+                sizes=self.engine.sizes,
+                limits=self.engine.limits,
+                tokenizer=llm.tokenizer,
+            )
+        )
+
+    def run(self) -> None:
+        while self._take_commands():
+            if not self.engine.has_unfinished:
+                continue
+            self._report(self.engine.step())
+            if self._profile is not None and self._profile.step():
+                self._end_profile(self._profile)
+
+    def _take_commands(self) -> bool:
+        """Carry out every command that has come; without a live request, wait for one."""
+        wait = not self.engine.has_unfinished
+        while wait or self.connection.poll(0):
+            for command in self.connection.recv():
+                if isinstance(command, Submit):
+                    self._submit(command)
+                elif isinstance(command, Abort):
+                    for key in command.keys:
+                        self._abort(key)
+                elif isinstance(command, Call):
+                    self._call(command)
+                elif isinstance(command, Stop):
+                    return False
+            wait = False
+        return True
+
+    def _submit(self, command: Submit) -> None:
+        ids = array("i", command.token_ids).tolist()
+        try:
+            live = self.engine.submit(ids, command.params, request_id=str(command.key))
+        except ValueError as error:  # the HTTP process checks first; the engine has the last word
+            for number in range(command.params.n):
+                failed = Progress(command.key + number, [], [], 0)
+                self.outbox.put(failed._replace(finish_reason="refused", error=str(error)))
+            return
+        for output in live.group:
+            self.tracked[command.key + output.index] = Tracked(output)
+
+    def _abort(self, key: int) -> None:
+        """End one output; the others of its request go on."""
+        tracked = self.tracked.get(key)
+        if tracked is None:
+            return
+        live = tracked.live
+        self.engine.stop(live, len(live.completion.token_ids), "")
+        if live.has_ended:  # it was queued: no step will report its end
+            del self.tracked[key]
+
+    def _report(self, touched: list[LiveRequest]) -> None:
+        """Send what a step has brought."""
+        now = time.perf_counter()
+        messages: list[object] = []
+        keys, token_ids, logprobs = array("q"), array("i"), array("d")
+        if self._steps and self._steps[-1].num_admitted:
+            self._note_admissions(now - self._steps[-1].seconds)
+        for live in touched:
+            key = int(live.output.request_id) + live.index
+            tracked = self.tracked.get(key)
+            if tracked is None:
+                continue
+            completion = live.completion
+            plain = tracked.num_sent and not live.has_ended and not live.params.logprobs
+            if plain and len(completion.token_ids) == tracked.num_sent + 1:
+                tracked.num_sent += 1
+                keys.append(key)
+                token_ids.append(completion.token_ids[-1])
+                logprobs.append(completion.logprobs[-1])
+                continue
+            if tracked.num_sent == 0:
+                tracked.num_cached_tokens = live.output.metrics.num_cached_tokens
+            first, tracked.num_sent = tracked.num_sent, len(completion.token_ids)
+            progress = Progress(
+                key,
+                completion.token_ids[first:],
+                completion.logprobs[first:],
+                tracked.num_cached_tokens,
+                [_most_probable(top) for top in completion.top_logprobs[first:]]
+                if live.params.logprobs
+                else None,
+            )
+            if live.has_ended:
+                del self.tracked[key]
+                progress = progress._replace(
+                    finish_reason=completion.finish_reason,
+                    error=live.output.error if completion.finish_reason == "error" else None,
+                    times=_times(tracked, now),
+                )
+            messages.append(progress)
+        if keys:
+            messages.append(Tokens(keys.tobytes(), token_ids.tobytes(), logprobs.tobytes()))
+        if self._steps:
+            messages.append(self._take_steps())
+        self.outbox.put(*messages)
+
+    def _note_admissions(self, began: float) -> None:
+        """A step that began then has admitted requests."""
+        for tracked in self.tracked.values():
+            live = tracked.live
+            if tracked.admitted is None and (live.running or live.completion.token_ids):
+                tracked.admitted = began
+
+    def _take_steps(self) -> Steps:
+        """The steps since the last call, as one message."""
+        steps, last = list(self._steps), self._steps[-1]
+        self._steps.clear()
+        return Steps(
+            num_running=last.num_running,
+            num_waiting=max(0, len(self.tracked) - last.num_running),
+            free_pages=last.free_pages,
+            cached_pages=last.cached_pages,
+            num_preempted=sum(stats.num_preempted for stats in steps),
+            cached_tokens=sum(stats.cached_tokens for stats in steps),
+            num_tokens=[stats.num_tokens for stats in steps if stats.num_tokens],
+            seconds=sum(stats.seconds for stats in steps),
+        )
+
+    def _call(self, call: Call) -> None:
+        try:
+            if call.name == "profile":
+                self._begin_profile(call)
+                return
+            value: Any
+            if call.name == "state":
+                value = snapshot(self.engine, [item.live for item in self.tracked.values()])
+            else:
+                value = reset_prefix_cache(self.engine)
+        except ValueError as error:
+            self.outbox.put(Reply(call.number, None, str(error)))
+        else:
+            self.outbox.put(Reply(call.number, value))
+
+    def _begin_profile(self, call: Call) -> None:
+        if self.profile_dir is None:
+            raise ValueError("profiling is off; start the server with profile_dir=FOLDER")
+        if self._profile is not None:
+            raise ValueError("a profile is being taken; wait for it to end")
+        self._profile = Profile(call.number, self.profile_dir, **call.arguments)
+
+    def _end_profile(self, profile: Profile) -> None:
+        self._profile = None
+        self.outbox.put(Reply(profile.number, profile.save()))
+
+
+def _most_probable(top: dict[int, Logprob]) -> Top:
+    """A token's report in the order of ranks."""
+    ranked = sorted(top.items(), key=lambda item: item[1].rank)
+    return [(token, found.logprob) for token, found in ranked]
+
+
+def _times(tracked: Tracked, now: float) -> tuple[float, float, float]:
+    """Seconds from arrival to admission, from there to the first token, from there to the end."""
+    metrics = tracked.live.output.metrics
+    admitted = now if tracked.admitted is None else tracked.admitted
+    first = now if metrics.first_token_time is None else metrics.first_token_time
+    arrival = metrics.arrival_time
+    return max(0.0, admitted - arrival), max(0.0, first - admitted), max(0.0, now - first)

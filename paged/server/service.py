@@ -1,0 +1,161 @@
+"""What the handlers of completions and chat completions share."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from fastapi import Request
+
+from paged.bad_words import with_bad_word_ids
+from paged.detokenizer import Detokenizer
+from paged.server.client import EngineClient
+from paged.server.errors import ApiError, ClientGone, unknown_model
+from paged.server.generation import Delta, Generation, Sample
+from paged.server.parameters import (
+    check_served,
+    field_named,
+    output_limit,
+    sampling_params,
+    stop_strings,
+)  # fmt: skip
+from paged.server.prompts import PromptReader
+from paged.server.protocol import MAX_CHOICES, Generate
+from paged.server.responses import Usage
+from paged.server.token_text import TokenText
+
+
+@dataclass
+class Service:
+    """The engine, and what turns requests into samples.
+
+    Args:
+        names: of the model; the first is the one answers carry.
+        threads: where tokenization runs.
+    """
+
+    client: EngineClient
+    reader: PromptReader
+    token_text: TokenText
+    names: tuple[str, ...]
+    threads: ThreadPoolExecutor
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    def check(self, body: Generate) -> None:
+        """Refuse what needs no look at the prompt."""
+        self.check_model(body.model)
+        check_served(body)
+        self.client.check_room(1)
+
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name not in self.names:
+            raise unknown_model(name, self.names)
+
+    async def in_thread(self, work: Callable, *arguments: object):
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work, *arguments)
+
+    def requests(
+        self, body: Generate, prompts: Sequence[list[int]], max_tokens: int | None
+    ) -> list[list[Sample]]:
+        """Requests to the engine, each as its samples: n samples of every prompt in all.
+
+        Raises ApiError if one of them can never be served.
+        """
+        n = body.n or 1
+        if len(prompts) * n > MAX_CHOICES:
+            raise ApiError(
+                f"a request may have {MAX_CHOICES} choices at most, got {len(prompts)} prompts "
+                f"with n={n}",
+                param="n",
+            )
+        stop = stop_strings(body)
+        if stop:
+            self.reader.need_tokenizer()
+        requests: list[list[Sample]] = []
+        for number, ids in enumerate(prompts):
+            kept, limit = output_limit(body, max_tokens, len(ids), self.reader.max_model_len)
+            ids = ids[-kept:]
+            # Equal outputs are not one request to the engine: n of them are n requests.
+            together = n if body.temperature != 0 else 1
+            params = sampling_params(body, max(1, limit), together)
+            try:
+                if self.reader.tokenizer is not None:
+                    params = with_bad_word_ids(params, self.reader.tokenizer)
+                self.client.info.limits.accept(ids, params, "", None, 0)
+            except ValueError as error:
+                raise ApiError(str(error), param=field_named(str(error))) from error
+            skip = body.skip_special_tokens is not False
+            made = [
+                Sample(
+                    number * n + index,
+                    number,
+                    ids,
+                    params,
+                    Detokenizer(
+                        self.reader.tokenizer,
+                        ids,
+                        stop=stop,
+                        include_stop=params.include_stop_str_in_output,
+                        min_tokens=params.min_tokens,
+                        skip_special_tokens=skip,
+                        decoder=self.token_text.decoder(ids, skip_special_tokens=skip),
+                    ),
+                )
+                for index in range(n)
+            ]
+            requests += [made[start : start + together] for start in range(0, n, together)]
+        return requests
+
+    def begin(
+        self, body: Generate, requests: list[list[Sample]], max_tokens: int | None
+    ) -> Generation:
+        """Send requests to the engine; without a token to generate they end at once."""
+        whole = not body.stream
+        if max_tokens == 0:
+            samples = [sample for request in requests for sample in request]
+            generation = Generation(samples, lambda keys: None, whole)
+            for sample in samples:
+                generation.push(Delta(sample.index, "", [], [], finish_reason="length"))
+            return generation
+        generation = self.client.submit(requests, whole=whole)
+        self.client.metrics.requested(body.n or 1, max_tokens)
+        return generation
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+async def results(generation: Generation, request: Request) -> list[Delta]:
+    """Everything the samples bring, a delta each, in order.
+
+    Raises ClientGone if the client closes its connection before; the samples are given up then.
+    """
+    reading = asyncio.ensure_future(_read(generation))
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((reading, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            raise ClientGone
+        return sorted(reading.result(), key=lambda delta: delta.index)
+    finally:
+        generation.close()
+        leaving.cancel()
+        reading.cancel()
+
+
+def usage_of(generation: Generation) -> Usage:
+    return Usage.of(
+        generation.prompt_tokens(), generation.completion_tokens(), generation.cached_tokens()
+    )
+
+
+async def _read(generation: Generation) -> list[Delta]:
+    return [delta async for batch in generation.batches() for delta in batch]
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

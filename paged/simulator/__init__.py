@@ -1,0 +1,1 @@
+"""The simulator: the engine's control plane on a virtual clock, without a model."""

@@ -1,0 +1,183 @@
+"""The control plane's stages on the host, for a state on the CPU.
+
+Set as `stages` of a request table and its page pool, it does what the launchers of
+`paged.kernels.control` are asked to do to them: so schedulers, allocators and eviction policies run
+as they are.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from paged.kernels.control.columns import Now, Page, Row
+from paged.kernels.control.evict import evict
+from paged.kernels.control.order import order
+from paged.kernels.launch import interpreted, is_kernel_function
+from paged.simulator.lanes import as_int32, lanes, on_lanes
+from paged.simulator.stages import pages, publishing, rows, scheduling
+from paged.simulator.stages.views import (
+    AT_CACHED,
+    AT_HEAD,
+    AT_NOW_MS,
+    AT_SHORTFALL,
+    AT_STEP,
+    AT_TAIL,
+    IS_FINISHED,
+    IS_PREEMPTED,
+    IS_RUNNING,
+    IS_WAITING,
+    numpy_views,
+)
+from paged.simulator.stages.waiting import WaitingRows
+from paged.state import PagePool, RequestTable, StepPlan
+
+
+class HostStages:
+    """Every stage of a step but the model and the draw.
+
+    Args:
+        inputs: lay out the model's inputs too, as a step with a model needs them.
+    """
+
+    def __init__(
+        self, requests: RequestTable, pool: PagePool, plan: StepPlan, *, inputs: bool = False
+    ) -> None:
+        self.tables = (requests, pool, plan)
+        self.sizes, self.inputs = requests.sizes, inputs
+        self.requests, self.pool = numpy_views(requests), numpy_views(pool)
+        self.plan = numpy_views(plan)
+        self.waiting = WaitingRows(self.requests, self.pool, self.sizes)
+        self.needs_triton: set[Any] = set()  # policies that need Triton's interpreter
+        self._known_arrays: dict[int, tuple[Any, Any]] = {}
+        columns = {n: lanes(getattr(self.requests, n)) for n in Row._fields if n != "running"}
+        self._columns = Row(running=None, **columns)
+        requests.stages = pool.stages = self
+
+    def ingest(self, commands: Any) -> None:
+        arrays = self._arrays(commands)
+        rows.apply_commands(self.requests, self.pool, arrays, self.sizes.page_size)
+
+    def _arrays(self, tensors: Any) -> Any:
+        """A named tuple of tensors as numpy arrays; the mailbox passes the same ones every step."""
+        known = self._known_arrays.get(id(tensors))
+        if known is None:
+            arrays = type(tensors)(*(tensor.numpy() for tensor in tensors))
+            known = self._known_arrays[id(tensors)] = (tensors, arrays)
+        return known[1]
+
+    def draw_known(self) -> None:
+        """Each sampled row draws the token that its `token_ids` hold in advance."""
+        plan, requests = self.plan, self.requests
+        slots = plan.sample_slots[: int(plan.counts[2])]
+        plan.sampled_tokens[: len(slots)] = requests.token_ids[slots, requests.total_len[slots]]
+
+    def lookup(self) -> None:
+        self.waiting.lookup()
+
+    def order(self, rank: Callable | None, args: tuple, preemptive: bool) -> None:
+        keys = None
+        if rank is not None:
+            keys = self._lanes_of(rank, self._row(), args, self.sizes.num_slots)
+            if keys is None:
+                self._by_kernel(order, *self.tables, rank, args, preemptive)
+                return
+        scheduling.order_rows(self.requests, self.plan, keys, preemptive)
+
+    def schedule(self, *, reserve: Callable | None, **knobs: Any) -> None:
+        function = reserve
+        if is_kernel_function(reserve):
+            translated = on_lanes(reserve)
+
+            def function(*lengths: np.ndarray) -> np.ndarray:
+                with np.errstate(all="ignore"):
+                    return as_int32(translated(*map(lanes, lengths)), len(lengths[0]))
+
+        scheduling.schedule_rows(
+            self.requests, self.pool, self.plan, self.sizes, reserve=function, **knobs
+        )
+
+    def prepare(self) -> None:
+        num_seqs = int(self.plan.counts[1])
+        woken = pages.book_pages(self.requests, self.pool, self.plan, num_seqs)
+        if len(woken):
+            self.waiting.holders_changed()
+        if self.inputs:
+            pages.lay_out_inputs(self.requests, self.plan, num_seqs, self.sizes.page_size)
+
+    def update(self, events: Any) -> None:
+        words = self._arrays(events).words
+        rows.advance_rows(self.requests, self.pool, self.plan, words, self.sizes.page_size)
+
+    def publish(self) -> None:
+        if self.plan.counts[3] == 0:
+            return
+        entered = publishing.publish_pages(self.requests, self.pool, self.plan, self.sizes)
+        if len(entered):
+            self.waiting.published(entered)
+
+    def release(self, events: Any) -> None:
+        status, counters = self.requests.status, self.pool.counters
+        leaving = ((status == IS_FINISHED) | (status == IS_PREEMPTED)).nonzero()[0]
+        if len(leaving):
+            rested = pages.release_rows(self.requests, self.pool, self.plan, leaving)
+            if len(rested):
+                self.waiting.holders_changed()
+        step, counts = int(counters[AT_STEP]), self.plan.counts.tolist()
+        header = (
+            counts[7], counts[0], counts[1], int(counters[AT_TAIL] - counters[AT_HEAD]),
+            int(counters[AT_CACHED]), int(counters[AT_SHORTFALL]),
+            np.count_nonzero(status == IS_RUNNING), np.count_nonzero(status == IS_WAITING),
+            counts[4], counts[5], counts[3],
+        )  # fmt: skip
+        words = self._arrays(events).words
+        words[step % len(words), : len(header)] = np.array(header) | rows.step_tag(step)
+        counters[AT_STEP] += 1
+
+    def evict(self, low_water: int, score: Callable | None, args: tuple) -> None:
+        if score is not None:
+            scores = self._lanes_of(score, self._page(), args, self.sizes.num_pages)
+            if scores is None:
+                before = self.pool.serial > 0
+                self._by_kernel(evict, self.tables[1], low_water, score, args)
+                self.waiting.evicted((before & (self.pool.serial == 0)).nonzero()[0])
+                return
+            self.pool.score[:] = scores
+        evicted = pages.evict_pages(self.pool, low_water)
+        if len(evicted):
+            self.waiting.evicted(evicted)
+
+    def _row(self) -> Row:
+        """The columns never move, so only `running`, which is no column, is made anew."""
+        running = (self.requests.status == IS_RUNNING).astype(np.int32)
+        return self._columns._replace(running=lanes(running))
+
+    def _page(self) -> Page:
+        return Page(*(lanes(getattr(self.pool, name)) for name in Page._fields))
+
+    def _lanes_of(self, function: Any, view: Any, args: tuple, count: int) -> np.ndarray | None:
+        """[count] int32 that a policy gives its lanes; None if it has to be interpreted."""
+        if function in self.needs_triton:
+            return None
+        counters = self.pool.counters
+        now = Now(*(lanes(counters[at].astype(np.int32)) for at in (AT_STEP, AT_NOW_MS)))
+        try:
+            with np.errstate(all="ignore"):
+                return as_int32(on_lanes(function)(view, now, *args), count)
+        except Exception as error:  # whatever numpy says of code that is meant for Triton
+            if not interpreted():
+                raise ValueError(
+                    f"{function.fn.__name__} uses what the simulator cannot run on the CPU "
+                    f"({error}); set TRITON_INTERPRET=1, and the interpreter runs it"
+                ) from error
+            self.needs_triton.add(function)
+            return None
+
+    def _by_kernel(self, launcher: Callable, *arguments: Any) -> None:
+        """Run the kernel itself, in the interpreter."""
+        requests, pool, _ = self.tables
+        requests.stages = pool.stages = None
+        try:
+            launcher(*arguments)
+        finally:
+            requests.stages = pool.stages = self

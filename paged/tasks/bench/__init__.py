@@ -1,0 +1,1 @@
+"""task=bench: the engine measured against a peer on the same device, and against the floor."""

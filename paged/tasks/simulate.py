@@ -1,0 +1,185 @@
+"""task=simulate: the workload through the engine's control plane on a virtual clock, no model."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from paged.eviction.base import ScoreEviction
+from paged.eviction.lru import score as lru
+from paged.kv.paged import PagedKV
+from paged.loggers.base import Logger
+from paged.request import SamplingParams
+from paged.schedulers.base import RankScheduler
+from paged.simulator.engine import SimulatedEngine
+from paged.simulator.results import TIMES, Results
+from paged.simulator.simulation import Arrival, arrivals, feed
+from paged.simulator.step_time import StepTime, load_step_time
+from paged.state import Sizes
+from paged.tasks.generate import progress_line
+from paged.tasks.metrics import PERCENTILES
+from paged.tasks.recipe import Recipe
+from paged.tasks.run_folder import RunFolder
+
+WAITING_ROWS = 1024  # rows of the request table, where nothing says how many: as on a GPU
+
+
+def simulate(
+    recipe: Recipe,
+    workload: Iterable[Any],
+    sampling: SamplingParams,
+    folder: RunFolder,
+    logger: Logger,
+    *,
+    step_time: str = "llama-3.1-8b-h200",
+    kv_memory_gib: float = 40.0,
+    in_flight: int = 2,
+    seconds: float | None = None,
+    steps: bool = True,
+) -> None:
+    """Simulate the workload to its end.
+
+    The step-time model stands for model and GPU: `model=` is not read, except for max_model_len.
+
+    Args:
+        step_time: name of a shipped fit (`paged/simulator/times`), or the path of one.
+        kv_memory_gib: memory for keys and values, where kv.num_pages is null.
+        in_flight: steps launched before the first is read.
+        seconds: only requests that arrive within so many.
+        steps: write `steps.jsonl`, a line a step.
+    """
+    console = Console(soft_wrap=True, highlight=False)
+    clock = load_step_time(step_time)
+    requests = [
+        one for one in arrivals(workload, sampling) if seconds is None or one.time < seconds
+    ]
+    if not requests:
+        raise ValueError(f"workload: no request arrives within seconds={seconds}")
+    engine = build_engine(recipe, requests, clock, kv_memory_gib, in_flight)
+    # What is refused gets no ticket, so policies that read the future must not see it.
+    limit = engine.sizes.max_model_len
+    served = [one for one in requests if one.prompt_len + one.output_len <= limit]
+    prompts = (one.tokens()[0] for one in sorted(served, key=lambda one: one.time))
+    engine.device_step.eviction.foresee(prompts, engine.requests)
+    with folder, progress_line(console) as progress:
+        logger.start(folder.config, folder.manifest, folder.path)
+        shown = progress.add_task("", total=len(requests), state="")
+
+        def on_step(record: dict[str, Any]) -> None:
+            if steps:
+                folder.step(record)
+            logger.step(record)
+            if record["step"] % 64 == 0:
+                progress.update(shown, state=results.line())
+
+        def refuse(arrival: Arrival, reason: str) -> None:
+            refused.append(reason)
+            folder.request({"request_id": str(arrival.number), "error": reason})
+            progress.advance(shown)
+
+        refused: list[str] = []
+        results = Results(engine, on_step)
+        for live in feed(engine, requests, refuse):
+            folder.request(results.request(live))
+            progress.advance(shown)
+        summary = results.summary(len(refused)) | {
+            "step_time": step_time,
+            "step_time_mean_error": clock.mean_error,
+        }
+        folder.metrics(summary)
+        logger.finish(summary)
+    if refused:
+        console.print(f"refused requests: {len(refused)}, the first because {refused[0]}")
+    console.print(table(summary, clock))
+    here = Path.cwd()
+    path = folder.path.relative_to(here) if folder.path.is_relative_to(here) else folder.path
+    console.print(f"run folder: {path}")
+
+
+def build_engine(
+    recipe: Recipe,
+    requests: Sequence[Arrival],
+    clock: StepTime,
+    kv_memory_gib: float = 40.0,
+    in_flight: int = 2,
+) -> SimulatedEngine:
+    """The engine of a recipe without its model, with room for the longest of the requests."""
+    given = recipe.arguments
+    scheduler = given.get("scheduler") or RankScheduler()
+    kv = given.get("kv") or PagedKV()
+    longest = max(one.prompt_len + one.output_len for one in requests)
+    length = given.get("max_model_len") or longest
+    num_pages = kv.num_pages
+    if num_pages is None:
+        if clock.kv_bytes_per_token == 0:
+            raise ValueError(
+                "kv.num_pages must be given: the step_time does not say kv_bytes_per_token"
+            )
+        page_bytes = clock.kv_bytes_per_token * kv.page_size
+        num_pages = max(1, int(kv_memory_gib * 2**30) // page_bytes)
+    sizes = Sizes(
+        num_slots=given.get("num_slots") or max(scheduler.max_num_seqs, WAITING_ROWS),
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        max_model_len=length,
+        page_size=kv.page_size,
+        num_pages=num_pages,
+    )
+    return SimulatedEngine(
+        sizes=sizes,
+        scheduler=scheduler,
+        kv=kv,
+        eviction=given.get("eviction") or ScoreEviction(lru),
+        step_seconds=clock.seconds,
+        vocab_size=max(one.vocab_size for one in requests),
+        in_flight=in_flight,
+    )
+
+
+def table(summary: dict[str, Any], clock: StepTime) -> Table:
+    """The summary for the eye."""
+    shown = Table(box=None, pad_edge=False, show_header=False)
+    shown.add_column(style="cyan")
+    shown.add_column()
+    refused = f", {summary['refused']} refused" if summary["refused"] else ""
+    shown.add_row(
+        "requests",
+        f"{summary['requests']}{refused} in {summary['seconds']:.1f} s simulated, "
+        f"{summary['requests_per_s']:.2f} requests/s, "
+        f"{summary['output_tokens_per_s']:.0f} output tokens/s",
+    )
+    shown.add_row(
+        "steps",
+        f"{summary['steps']}, {summary['mean_batch_size']:.1f} sequences on average; "
+        f"{summary['wall_seconds']:.1f} s here, {summary['steps_per_s']:.0f} steps/s",
+    )
+    for name in TIMES:
+        times = (summary[f"{name}_p{q}"] for q in PERCENTILES)
+        text = " / ".join("-" if value is None else f"{value * 1000:.1f}" for value in times)
+        shown.add_row(name.replace("_", " "), f"{text} ms (p50 / p90 / p99)")
+    shown.add_row(
+        "prefix hits",
+        f"{summary['prefix_hit_tokens']} tokens, {summary['prefix_hit_rate']:.1%} of the prompts",
+    )
+    shown.add_row(
+        "preemptions",
+        f"{summary['preemptions']}, {summary['recomputed_tokens']} tokens recomputed, "
+        f"{summary['recompute_tax']:.2%} of all",
+    )
+    shown.add_row(
+        "pages",
+        f"{summary['num_pages']} of {summary['page_size']} tokens, at most "
+        f"{summary['peak_pages']} in use",
+    )
+    split = summary["memory_split"]
+    shown.add_row(
+        "memory", ", ".join(f"{name.replace('_', ' ')} {part:.1%}" for name, part in split.items())
+    )
+    shown.add_row(
+        "clock",
+        f"{clock.model} on {clock.device}, {clock.mean_error:.1%} mean error over "
+        f"{clock.num_steps} measured steps",
+    )
+    return shown
