@@ -51,7 +51,7 @@ def expected_guess(ledger: Ledger, requests: list[LiveRequest], blocked: bool) -
 @pytest.mark.parametrize("seed", range(5))
 def test_counts_after_any_history(seed):
     rng = random.Random(seed)
-    ledger = Ledger(SIZES.num_slots, SIZES.max_num_seqs, CAPACITIES)
+    ledger = Ledger(SIZES, CAPACITIES)
     live: list[LiveRequest] = []
     kinds = dict.fromkeys(("admitted", "preempted", "drawn", "ended"), 0)
     for ticket in range(150):
@@ -97,7 +97,7 @@ def test_counts_after_any_history(seed):
 
 
 def test_waiting_requests_that_get_no_pages_are_not_guessed_for():
-    ledger = Ledger(SIZES.num_slots, SIZES.max_num_seqs, CAPACITIES)
+    ledger = Ledger(SIZES, CAPACITIES)
     first, second = request(0, 10), request(1, 50)
     ledger.enter(first)
     ledger.enter(second)
@@ -115,7 +115,7 @@ def test_waiting_requests_that_get_no_pages_are_not_guessed_for():
 
 
 def test_prompt_tokens_on_their_way_are_not_guessed_for_again():
-    ledger = Ledger(SIZES.num_slots, SIZES.max_num_seqs, CAPACITIES)
+    ledger = Ledger(SIZES, CAPACITIES)
     ledger.enter(request(0, 99))
     assert ledger.guess(0) == (128, 99)
     assert ledger.guess(99) == (16, 0)

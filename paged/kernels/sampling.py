@@ -64,10 +64,19 @@ def _load_rows(slots_ptr, num_rows_ptr, max_rows, first, ROWS: tl.constexpr):
     return rows, live, tl.where(live, slots, 0)
 
 
+@triton.jit
+def _load_positions(position_ptr, offsets_ptr, slots, rows, live):
+    positions = tl.load(position_ptr + slots)
+    if offsets_ptr is not None:
+        positions += tl.load(offsets_ptr + rows, mask=live, other=0)
+    return positions
+
+
 @triton.jit(do_not_specialize=["max_rows"])
 def _sample_blocks_kernel(
     logits_ptr, slots_ptr, num_rows_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr,
-    position_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, chunk_peaks_ptr, max_rows, vocab_size,
+    position_ptr, offsets_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, chunk_peaks_ptr, max_rows,
+    vocab_size,
     score: tl.constexpr, GREEDY: tl.constexpr, NUM_STOP_IDS: tl.constexpr,
     NUM_PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
     NVIDIA: tl.constexpr, PDL: tl.constexpr,
@@ -83,7 +92,7 @@ def _sample_blocks_kernel(
     row_ptrs = logits_ptr + rows.to(tl.int64) * vocab_size
     inside = (ids < vocab_size) & live[:, None]
     raw = tl.load(row_ptrs[:, None] + ids, mask=inside, other=float("-inf"))
-    positions = tl.load(position_ptr + slots)
+    positions = _load_positions(position_ptr, offsets_ptr, slots, rows, live)
     too_short = positions < tl.load(min_len_ptr + slots)
     random, temperature, count, share, ratio = load_filters(
         slots, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, vocab_size, GREEDY
@@ -129,8 +138,8 @@ def _sample_blocks_kernel(
 @triton.jit(do_not_specialize=["max_rows"])
 def _sample_rows_kernel(
     logits_ptr, slots_ptr, num_rows_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr,
-    position_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, chunk_peaks_ptr, picked_ptr,
-    out_tokens_ptr, out_logprobs_ptr, max_rows, vocab_size, num_blocks,
+    position_ptr, offsets_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, chunk_peaks_ptr,
+    picked_ptr, out_tokens_ptr, out_logprobs_ptr, max_rows, vocab_size, num_blocks,
     score: tl.constexpr, GREEDY: tl.constexpr, NUM_STOP_IDS: tl.constexpr,
     NUM_PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
     BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, PICKED: tl.constexpr, WALK: tl.constexpr,
@@ -167,7 +176,7 @@ def _sample_rows_kernel(
             _, temperature, count, share, ratio = load_filters(
                 slots, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, vocab_size, GREEDY
             )
-            positions = tl.load(position_ptr + slots)
+            positions = _load_positions(position_ptr, offsets_ptr, slots, rows, live)
             too_short = positions < tl.load(min_len_ptr + slots)
             seeds = tl.load(seed_ptr + slots)
             there = there & filtered[:, None]
@@ -216,6 +225,7 @@ def sample(
     out_logprobs: torch.Tensor,
     workspace: SampleWorkspace,
     score=gumbel_score,
+    offsets: torch.Tensor | None = None,
 ) -> None:
     """Write a token and its log-probability for the first num_rows rows of logits [B, V] fp32.
 
@@ -224,7 +234,8 @@ def sample(
     top_p fp32, off at 1; min_p fp32, off at 0; seed int64; position int32, the index of the token
     being drawn; stop_ids [R, 8] int32, -1 for none; min_len int32. out_tokens [B] int32 and
     out_logprobs [B] fp32. workspace: `sample_workspace` of at least B rows and of V. `score` is a
-    @triton.jit function of (logit, gumbel, temperature).
+    @triton.jit function of (logit, gumbel, temperature). offsets [B] int32 is added to the position
+    of each row; None adds nothing.
     ValueError if a shape, a dtype or contiguity is not as said.
     """
     check_tensor("logits", logits, (None, None), torch.float32)
@@ -240,6 +251,8 @@ def sample(
     ):  # fmt: skip
         check_tensor(name, column, (num_slots,), dtype)
     check_tensor("stop_ids", stop_ids, (num_slots, NUM_STOP_IDS), torch.int32)
+    if offsets is not None:
+        check_tensor("offsets", offsets, (rows,), torch.int32)
     check_tensor("out_tokens", out_tokens, (rows,), torch.int32)
     check_tensor("out_logprobs", out_logprobs, (rows,), torch.float32)
     tiles = choose_tiles(rows, vocab_size)
@@ -254,8 +267,8 @@ def sample(
     if rows == 0:
         return
     columns = (
-        logits, slots, num_rows, temperature, top_k, top_p, min_p, seed, position, stop_ids,
-        min_len, partials, chunk_peaks,
+        logits, slots, num_rows, temperature, top_k, top_p, min_p, seed, position, offsets,
+        stop_ids, min_len, partials, chunk_peaks,
     )  # fmt: skip
     greedy = score is greedy_score
     shared = {
