@@ -105,7 +105,7 @@ class HashModel:
     def copy(self, source: torch.Tensor, target: torch.Tensor, num_copies: torch.Tensor) -> None:
         """Copy pages, as `copy_pages` does."""
         count = int(num_copies)
-        self.kv[target[:count].long()] = self.kv[source[:count].long()]
+        self.kv[target[:count].cpu().long()] = self.kv[source[:count].cpu().long()]
 
     def poison_free_pages(self, pool: PagePool) -> None:
         """What is free must never be read again before it is written."""
