@@ -48,8 +48,7 @@ class LLM:
             `load="dummy"` a preset or a folder with a config.json.
         scheduler, kv, eviction: an object of the interface, or a policy function for the ready
             class (`RankScheduler`, `PagedKV`, `ScoreEviction`); None is fcfs, paged, lru.
-        attention, sampler, proposer: an object of the interface; None is Triton attention,
-            stochastic, no speculation.
+        attention, sampler, proposer: objects; None is Triton attention, stochastic, no drafts.
         dtype: "auto" is bfloat16 on a GPU and float32 in the interpreter.
         max_model_len: tokens of a sequence at most; None is the model's own limit.
         num_slots: rows of the request table; requests beyond it queue on the host.

@@ -162,10 +162,8 @@ def assert_same_state(side: Side, reference: Side, stage: str, step: int) -> Non
                 continue
             ours, want = tensor.cpu(), getattr(theirs, name)
             if name == "block_table" and owner == "requests":
-                if stage in (
-                    "schedule",
-                    "grant_drafts",
-                ):  # booked, and not yet written
+                # Booked pages are written by `prepare`.
+                if stage in ("schedule", "grant_drafts"):
                     continue
                 held = torch.where(
                     theirs.status == WAITING, theirs.cached_len // theirs.sizes.page_size,

@@ -11,30 +11,36 @@ from paged.schedulers.priority import rank as priority
 
 FAMINE = {"num_pages": 5, "max_model_len": 80}
 EDGE = (15, 16, 31)
+# name: (engine, traffic, what must have happened beside drafts both right and wrong)
 CASES = {
-    "plenty": ({}, {"seed": 28, "longest": 20}, ()),
-    "one_draft": ({"sizes": {"num_draft_tokens": 1}}, {"seed": 3}, ()),
-    "many_drafts": ({"sizes": {"num_draft_tokens": 11}}, {"seed": 5, "longest": 30}, ()),
-    "famine": (
+    "plenty": ({}, {"seed": 28, "requests": 5, "longest": 16}, ()),
+    "many_drafts": (
+        {"sizes": {"num_draft_tokens": 11}},
+        {"seed": 5, "requests": 4, "longest": 30},
+        (),
+    ),
+    "famine_and_aborts": (
         {"sizes": FAMINE},
-        {"seed": 25, "lengths": EDGE, "longest": 20},
+        {"seed": 25, "requests": 6, "lengths": EDGE, "aborts": 0.2, "longest": 20},
         ("num_preempted", "shortfall"),
     ),
-    "aborts": (
-        {"sizes": FAMINE},
-        {"seed": 29, "lengths": EDGE, "aborts": 0.7, "longest": 20},
-        ("shortfall",),
+    "nan": ({}, {"seed": 9, "nans": 0.5, "requests": 6, "longest": 12}, ("cached_pages",)),
+    "budget_below_drafts": (
+        {"budget": 9, "chunk": 5},
+        {"seed": 33, "requests": 4, "lengths": (1, 16), "longest": 12},
+        ("num_waiting",),
     ),
-    "nan": ({}, {"seed": 9, "nans": 0.5, "longest": 20}, ("cached_pages",)),
-    "budget_below_drafts": ({"budget": 9}, {"seed": 33, "longest": 12}, ("num_waiting",)),
-    "chunk_1": ({"chunk": 1}, {"seed": 0, "requests": 3, "lengths": (17,)}, ()),
-    "reserve_all": ({"reserve": reserve_len, "prefix_caching": False}, {"seed": 29}, ()),
+    "reserve_all": (
+        {"reserve": reserve_len, "prefix_caching": False},
+        {"seed": 29, "requests": 4},
+        (),
+    ),
     "preemptive": (
         {"rank": priority, "preemptive": True},
-        {"seed": 15, "requests": 12, "longest": 12},
+        {"seed": 15, "requests": 9, "lengths": EDGE},
         ("num_preempted",),
     ),
-    "samples": ({}, {"seed": 4, "samples": 3, "longest": 12}, ("num_copies",)),
+    "samples": ({}, {"seed": 4, "requests": 4, "samples": 3}, ("num_copies",)),
 }
 
 
