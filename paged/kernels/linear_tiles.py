@@ -25,12 +25,17 @@ class Tiles(NamedTuple):
 # (largest capacity, largest rows of the weight, largest columns of the weight)
 Limits = tuple[int, int, int]
 ANY = 2**31
+KIB = 1024
 # kernel of pointers, 16 bits
 POINTER_TILES: dict[Limits, Tiles] = {
-    (16, 2048, ANY): Tiles(16, 16, 512, 2, 4),
-    (16, 4096, ANY): Tiles(16, 32, 256, 4, 4),
+    (16, 2048, 2048): Tiles(16, 32, 256, 4, 4, prefetch=16 * KIB),
+    (16, 2048, ANY): Tiles(16, 16, 512, 2, 4, prefetch=16 * KIB),
+    (16, 4096, 2048): Tiles(16, 16, 512, 2, 4, prefetch=16 * KIB),
+    (16, 4096, 4096): Tiles(16, 64, 256, 4, 4),
+    (16, 4096, ANY): Tiles(16, 16, 512, 2, 4),
+    (16, 16384, 2048): Tiles(16, 32, 128, 4, 6, prefetch=16 * KIB),
     (16, 16384, ANY): Tiles(16, 64, 256, 4, 4),
-    (16, 65536, ANY): Tiles(16, 32, 128, 2, 3),
+    (16, 65536, ANY): Tiles(16, 32, 256, 4, 3),
     (16, ANY, ANY): Tiles(16, 64, 128, 2, 3),
     (64, 2048, ANY): Tiles(64, 16, 256, 4, 4),
     (64, 4096, 2048): Tiles(64, 32, 128, 4, 5),

@@ -13,6 +13,7 @@ Row i is drawn with the parameters of slot slots[i], in vLLM's order:
 A temperature under 1e-5 is greedy: no filter, no noise, score's temperature is 1. Filters keep or
 drop equal logits together, so ties at a threshold are all kept. The noise is keyed by
 (seed, position, token): a draw depends neither on the batch nor on the row it happens to be in.
+Rows without filters are drawn by chunks under `gumbel_score`: plain_draw.py, same distribution.
 A row with NaN or +inf, or with nothing but -inf left, gets token -1 and logprob 0.
 
 Two kernels. The first has a program for each block of the vocabulary of a row, grid
@@ -34,7 +35,9 @@ from paged.kernels.filtered_draw import draw_from_candidates, draw_from_row, loa
 from paged.kernels.floor_search import LOWEST
 from paged.kernels.launch import check_tensor, on_nvidia, pdl
 from paged.kernels.logit_process import NUM_STOP_IDS, process_logits
-from paged.kernels.philox import gumbel_noise
+from paged.kernels.philox import TOKENS_LEVEL, gumbel_noise
+from paged.kernels.plain_draw import draw_chunk, draw_in_chunk
+from paged.kernels.sampling_rows import load_positions, load_rows
 from paged.kernels.sampling_tiles import NUM_PARTIALS, SampleWorkspace, choose_tiles
 
 # What the first kernel leaves of a block, all float32 (ids and flags by their bits).
@@ -55,44 +58,26 @@ def greedy_score(logit, gumbel, temperature):
     return logit
 
 
-@triton.jit
-def _load_rows(slots_ptr, num_rows_ptr, max_rows, first, ROWS: tl.constexpr):
-    """(rows, live, slots) of a program; both loads are in flight at once."""
-    rows = first + tl.arange(0, ROWS)
-    slots = tl.load(slots_ptr + rows, mask=rows < max_rows, other=0)
-    live = rows < tl.load(num_rows_ptr)
-    return rows, live, tl.where(live, slots, 0)
-
-
-@triton.jit
-def _load_positions(position_ptr, offsets_ptr, slots, rows, live):
-    positions = tl.load(position_ptr + slots)
-    if offsets_ptr is not None:
-        positions += tl.load(offsets_ptr + rows, mask=live, other=0)
-    return positions
-
-
 @triton.jit(do_not_specialize=["max_rows"])
 def _sample_blocks_kernel(
     logits_ptr, slots_ptr, num_rows_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr,
     position_ptr, offsets_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, chunk_peaks_ptr, max_rows,
-    vocab_size,
-    score: tl.constexpr, GREEDY: tl.constexpr, NUM_STOP_IDS: tl.constexpr,
-    NUM_PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
-    NVIDIA: tl.constexpr, PDL: tl.constexpr,
+    vocab_size, score: tl.constexpr, GREEDY: tl.constexpr, BY_CHUNKS: tl.constexpr,
+    NUM_STOP_IDS: tl.constexpr, NUM_PARTIALS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_V: tl.constexpr, CHUNK: tl.constexpr, NVIDIA: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     block, num_blocks = tl.program_id(0), tl.num_programs(0)
-    rows, live, slots = _load_rows(slots_ptr, num_rows_ptr, max_rows, tl.program_id(1) * ROWS, ROWS)
+    rows, live, slots = load_rows(slots_ptr, num_rows_ptr, max_rows, tl.program_id(1) * ROWS, ROWS)
     if tl.max(live.to(tl.int32), axis=0) == 0:
         return
     ids = block * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
     row_ptrs = logits_ptr + rows.to(tl.int64) * vocab_size
     inside = (ids < vocab_size) & live[:, None]
     raw = tl.load(row_ptrs[:, None] + ids, mask=inside, other=float("-inf"))
-    positions = _load_positions(position_ptr, offsets_ptr, slots, rows, live)
+    positions = load_positions(position_ptr, offsets_ptr, slots, rows, live)
     too_short = positions < tl.load(min_len_ptr + slots)
     random, temperature, count, share, ratio = load_filters(
         slots, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, vocab_size, GREEDY
@@ -119,11 +104,12 @@ def _sample_blocks_kernel(
         chunk_ptrs = chunk_peaks_ptr + rows * num_blocks * (BLOCK_V // CHUNK)
         tl.store(chunk_ptrs[:, None] + chunks[None, :], chunk_peaks, mask=live[:, None])
     if tl.min(filtered.to(tl.int32), axis=0) == 0:
+        some_random = tl.max((random & live).to(tl.int32), axis=0) > 0
         noise = tl.full([ROWS, BLOCK_V], 0.0, tl.float32)
-        if not GREEDY and tl.max((random & live).to(tl.int32), axis=0) > 0:
+        if not GREEDY and not BY_CHUNKS and some_random:
             groups = block * (BLOCK_V // 4) + tl.arange(0, BLOCK_V // 4)[None, :]
             seeds = tl.load(seed_ptr + slots)
-            noise = gumbel_noise(seeds, positions, groups, ROWS, BLOCK_V, NVIDIA)
+            noise = gumbel_noise(seeds, positions, groups, TOKENS_LEVEL, ROWS, BLOCK_V, NVIDIA)
             noise = tl.where(random[:, None], noise, 0.0)
         scores = score(logits, noise, temperature[:, None])
         possible = (logits >= LOWEST) & (scores > float("-inf"))
@@ -131,6 +117,13 @@ def _sample_blocks_kernel(
             tl.where(possible, scores, float("-inf")), axis=1, return_indices=True
         )
         best_ids = (block * BLOCK_V + best_at).to(tl.int32)
+        if BY_CHUNKS and some_random:
+            seeds = tl.load(seed_ptr + slots)
+            chunk_best, chunks = draw_chunk(
+                logits, temperature, seeds, positions, block, ROWS, BLOCK_V, CHUNK, NVIDIA
+            )
+            best = tl.where(random, chunk_best, best)
+            best_ids = tl.where(random, chunks, best_ids)
         tl.store(fields + BEST * num_blocks, best, mask=live)
         tl.store(fields + BEST_ID * num_blocks, best_ids.to(tl.float32, bitcast=True), mask=live)
 
@@ -138,18 +131,19 @@ def _sample_blocks_kernel(
 @triton.jit(do_not_specialize=["max_rows"])
 def _sample_rows_kernel(
     logits_ptr, slots_ptr, num_rows_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr,
-    position_ptr, offsets_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, chunk_peaks_ptr,
-    picked_ptr, out_tokens_ptr, out_logprobs_ptr, max_rows, vocab_size, num_blocks,
-    score: tl.constexpr, GREEDY: tl.constexpr, NUM_STOP_IDS: tl.constexpr,
-    NUM_PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, PICKED: tl.constexpr, WALK: tl.constexpr,
-    PIVOTS: tl.constexpr, NVIDIA: tl.constexpr, PDL: tl.constexpr,
+    position_ptr, offsets_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, chunk_peaks_ptr, picked_ptr,
+    out_tokens_ptr, out_logprobs_ptr, max_rows, vocab_size, num_blocks,
+    score: tl.constexpr, GREEDY: tl.constexpr, BY_CHUNKS: tl.constexpr,
+    NUM_STOP_IDS: tl.constexpr, NUM_PARTIALS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_V: tl.constexpr, CHUNK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr,
+    PICKED: tl.constexpr, WALK: tl.constexpr, PIVOTS: tl.constexpr, NVIDIA: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     first = tl.program_id(0) * ROWS
-    rows, live, slots = _load_rows(slots_ptr, num_rows_ptr, max_rows, first, ROWS)
+    rows, live, slots = load_rows(slots_ptr, num_rows_ptr, max_rows, first, ROWS)
     blocks = tl.arange(0, BLOCKS)[None, :]
     fields = partials_ptr + rows[:, None] * NUM_PARTIALS * num_blocks + blocks
     there = (blocks < num_blocks) & (rows < max_rows)[:, None]
@@ -171,14 +165,22 @@ def _sample_rows_kernel(
     live_sum = live & (raw_sum > 0)
 
     if not GREEDY:
+        random, temperature, count, share, ratio = load_filters(
+            slots, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, vocab_size, GREEDY
+        )
+        positions = load_positions(position_ptr, offsets_ptr, slots, rows, live)
+        too_short = positions < tl.load(min_len_ptr + slots)
+        seeds = tl.load(seed_ptr + slots)
         filtered = live_sum & (tl.max(flags.to(tl.int32, bitcast=True), axis=1) > 0)
+        plain = live_sum & random & (filtered == 0) & (tokens < vocab_size)
+        if BY_CHUNKS and tl.max(plain.to(tl.int32), axis=0) > 0:
+            drawn = draw_in_chunk(
+                row_ptrs, vocab_size, slots, too_short, stop_ids_ptr,
+                tl.where(plain, tokens, 0), temperature, seeds, positions, plain,
+                score, NUM_STOP_IDS, ROWS, CHUNK, NVIDIA,
+            )  # fmt: skip
+            tokens = tl.where(plain, drawn, tokens)
         if tl.max(filtered.to(tl.int32), axis=0) > 0:
-            _, temperature, count, share, ratio = load_filters(
-                slots, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, vocab_size, GREEDY
-            )
-            positions = _load_positions(position_ptr, offsets_ptr, slots, rows, live)
-            too_short = positions < tl.load(min_len_ptr + slots)
-            seeds = tl.load(seed_ptr + slots)
             there = there & filtered[:, None]
             peaks = tl.load(fields + PEAK * num_blocks, mask=there, other=LOWEST)
             masses = tl.load(fields + MASS * num_blocks, mask=there, other=0.0)
@@ -272,9 +274,9 @@ def sample(
     )  # fmt: skip
     greedy = score is greedy_score
     shared = {
-        "score": score, "GREEDY": greedy, "NUM_STOP_IDS": NUM_STOP_IDS,
-        "NUM_PARTIALS": NUM_PARTIALS, "ROWS": tiles.rows, "BLOCK_V": tiles.block_v,
-        "CHUNK": tiles.chunk, "NVIDIA": on_nvidia(), **pdl(),
+        "score": score, "GREEDY": greedy, "BY_CHUNKS": score is gumbel_score,
+        "NUM_STOP_IDS": NUM_STOP_IDS, "NUM_PARTIALS": NUM_PARTIALS, "ROWS": tiles.rows,
+        "BLOCK_V": tiles.block_v, "CHUNK": tiles.chunk, "NVIDIA": on_nvidia(), **pdl(),
     }  # fmt: skip
     groups = triton.cdiv(rows, tiles.rows)
     _sample_blocks_kernel[(blocks, groups)](
