@@ -1,6 +1,7 @@
 """The host's counts, kept as they change, against counting everything anew."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -112,6 +113,20 @@ def test_waiting_requests_that_get_no_pages_are_not_guessed_for():
     end = [(first.slot, REASON_LENGTH.value)]
     ledger.apply(report(drawn=[first.slot], ends=end, num_waiting=1, num_tokens=1), 64, now=0.0)
     assert ledger.guess(0) == (64, 50), "pages came back"
+
+
+def test_drafts_are_guessed_for_as_far_as_the_last_step_had_some():
+    ledger = Ledger(replace(SIZES, num_draft_tokens=6), CAPACITIES)
+    requests = [request(ticket, 1) for ticket in range(5)]
+    for live in requests:
+        ledger.enter(live)
+    slots = [live.slot for live in requests]
+    ledger.apply(report([(slot, 0) for slot in slots], drawn=slots), 16, now=0.0)
+    assert ledger.guess(0) == (16, 0), "5 rows, and drafts for one of them"
+    ledger.apply(report(drawn=slots, num_draft_tokens=3), 16, now=0.0)
+    assert ledger.guess(0) == (64, 0), "5 rows, and 2 * 3 + 6 drafts"
+    ledger.apply(report(drawn=slots, num_draft_tokens=30), 64, now=0.0)
+    assert ledger.guess(0) == (64, 0), "5 rows, and 30 drafts, which is all there can be"
 
 
 def test_prompt_tokens_on_their_way_are_not_guessed_for_again():

@@ -48,7 +48,7 @@ def knowing_engine(device, num_draft_tokens=3, wrong=0.25, **options):
     ("options", "num_tokens"),
     [
         ({"in_flight": 3}, 9),
-        ({"num_draft_tokens": 16, "wrong": 0.05}, 40),
+        ({"num_draft_tokens": 16, "wrong": 0.05}, 24),
         ({"num_pages": 9, "num_draft_tokens": 5}, 20),
     ],
     ids=str,
@@ -71,9 +71,9 @@ def test_right_proposals_save_their_steps(device):
         engine = knowing_engine(device, num_draft_tokens=drafts, wrong=0.0)
         engine.device_step.drafts.proposer.rng.randint = lambda low, high: high
         tally = Tally(engine)
-        answer_all(engine, [[5] * 20], num_tokens=20)
+        answer_all(engine, [[5] * 20], num_tokens=10)
         counts.append((tally.steps, tally.accepted))
-    assert counts == [(10, 10), (4, 16)]
+    assert counts == [(5, 5), (2, 8)]
 
 
 def ranks(reports):
@@ -96,7 +96,7 @@ def outcomes(engine, requests):
 def test_ends_are_where_they_are_without_it(device):
     plain = oracle_engine(device, eos_ids=(9,))
     requests = []
-    for index, prompt in enumerate(ragged_prompts(5)):
+    for index, prompt in enumerate(ragged_prompts(3)):
         answer = plain.model.continuation(prompt, 12)
         stops = {"stop_token_ids": [answer[3 + index % 5]], "ignore_eos": index % 2 == 0}
         requests.append((prompt, SamplingParams(max_tokens=5 + index, **stops)))
@@ -132,30 +132,17 @@ def test_requests_that_take_no_drafts_are_served_among_others(device):
 
 def test_an_abort_in_the_middle_leaves_the_others(device):
     engine = knowing_engine(device, in_flight=2)
-    params = SamplingParams(max_tokens=30, ignore_eos=True)
+    params = SamplingParams(max_tokens=16, ignore_eos=True)
     live = [engine.submit(prompt, params) for prompt in ragged_prompts(4)]
-    while len(live[1].token_ids) < 8:
+    while len(live[1].token_ids) < 6:
         engine.step()
     engine.abort(live[1].output.request_id)
     run_to_end(engine)
     reasons = [one.output.outputs[0].finish_reason for one in live]
     assert reasons == ["length", "abort", "length", "length"]
     for one in live:
-        answer = engine.model.continuation(one.output.prompt_token_ids, 30)
+        answer = engine.model.continuation(one.output.prompt_token_ids, 16)
         assert one.output.outputs[0].token_ids == answer[: len(one.output.outputs[0].token_ids)]
-
-
-def test_nan_ends_a_request_where_it_would_without(device):
-    plain = oracle_engine(device, nan_after=(11, 23))
-    requests = [
-        (prompt, SamplingParams(max_tokens=12, ignore_eos=True)) for prompt in ragged_prompts(7)
-    ]
-    expected = outcomes(plain, requests)
-    assert {one[0][1] for one in expected} >= {"error"}
-    engine = knowing_engine(device, nan_after=(11, 23))
-    tally = Tally(engine)
-    assert outcomes(engine, requests) == expected
-    assert tally.accepted > 0
 
 
 def test_refusals(device):
@@ -198,7 +185,7 @@ def test_the_model_draws_the_same_texts_from_drafts(device):
     assert 0 < tally.accepted < tally.drafted
     # Drafts that are mostly right, also where the draws are random.
     proposer = KnowingProposer(continuation, num_draft_tokens=3, wrong=0.2, vocab_size=100)
-    llm.engine.device_step.drafts.proposer = proposer
+    llm = make_llm(proposer)
     tally = Tally(llm.engine)
     assert answers(llm, params)[0] == expected
     assert tally.accepted >= 6

@@ -24,8 +24,9 @@ Those become tokens, and the row behind the last of them becomes the sequence's 
 appends it and detects ends as ever. The keys and values of drafts that were wrong lie behind the
 computed tokens, where the next step writes over them.
 
-Prompt lookup and verification in one pass: Leviathan et al., "Fast inference from transformers via
-speculative decoding" (2023), where a proposal that is a single token has the same distribution.
+Leviathan et al., "Fast inference from transformers via speculative decoding" (2023). There a draft
+x is accepted with probability p(x), and else p without x is drawn from; to draw from p first, and
+accept if that is x, gives the same distribution, and here the same bits as well.
 """
 
 import triton
