@@ -81,7 +81,8 @@ class Ledger:
 
         The smallest capacity for the tokens that will probably run. It is a guess: the policy may
         admit others than the first in line, and pages may be short. The device clamps to the
-        capacity, so a guess too small only leaves work to the next step.
+        capacity, so a guess too small only leaves work to the next step. Drafts are taken to be as
+        many as one sequence can have, and twice those of the last step.
         """
         seats = 0 if self._blocked else self.max_num_seqs - self.num_running
         rows = min(self.num_running + min(seats, len(self._waiting)), self.max_num_seqs)

@@ -97,7 +97,7 @@ def ngram_draft(
     if max_seqs == 0:
         return
     rows = rows_per_program(max_seqs, max_len)
-    tile = min(triton.next_power_of_2(max_len), 16384 if interpreted() else 2048)
+    tile = min(triton.next_power_of_2(max_len), 16384 if interpreted() else 4096)
     _ngram_draft_kernel[(triton.cdiv(max_seqs, rows),)](
         token_ids, total_lens, draws, slots, num_seqs, draft_tokens, num_drafts,
         MAX_LEN=max_len, MIN_NGRAM=min_ngram, MAX_NGRAM=max_ngram, DRAFTS=draft_tokens.shape[1],
