@@ -35,7 +35,7 @@ WRAPPERS: dict[str, tuple[type, str, int]] = {
 }
 
 SIMULATION = "paged.tasks.simulate.simulate"
-GROUPS = ("scheduler", "kv", "eviction", "attention", "sampler")  # the engine's parts
+GROUPS = ("scheduler", "kv", "eviction", "attention", "sampler", "proposer")  # the engine's parts
 
 
 def gpu_or_cpu(gpu: Any, cpu: Any, *, _root_: DictConfig) -> Any:

@@ -1,12 +1,12 @@
 """The contracts: what the engine asks of a scheduler, an eviction policy, an allocator, an
-attention implementation and a sampler.
+attention implementation, a sampler and a proposer.
 
 The common policy is one function, given to a ready class: `rank` for a scheduler, `score` for an
 eviction policy, `reserve_len` for an allocator, `score` for a sampler, a kernel for attention. The
 classes below are the full interfaces, for the rest. Every method runs once a step (attention's
 `forward` once a layer), must not synchronise with the device, and must not allocate device memory
 after its first call. Shapes use R slots, S sequences of a step, T tokens of a step, N pages, M
-pages of a sequence.
+pages of a sequence, B sampled rows of a step.
 """
 
 from abc import ABC, abstractmethod
@@ -154,11 +154,34 @@ class Sampler(Part, ABC):
 
     @abstractmethod
     def sample(self, logits: torch.Tensor, requests: RequestTable, plan: StepPlan) -> None:
-        """Draw from `logits` [B, vocab] float32, row i for slot `plan.sample_slots[i]`; B <= S is
-        the step's capacity of sampled rows.
+        """Draw from `logits` [B, vocab] float32, row i for slot `plan.sample_slots[i]`; B is the
+        step's capacity of sampled rows.
 
-        Writes `plan.sampled_tokens` [S] int32 and `plan.sampled_logprobs` [S] float32 (of the raw
+        The token drawn is the request's number `total_len`, plus `plan.sample_offsets[i]` where
+        that is not None: with speculation a request has several rows. A draw must depend on the
+        request, that number and the row's logits only.
+        Writes `plan.sampled_tokens` [B] int32 and `plan.sampled_logprobs` [B] float32 (of the raw
         distribution) for the first `plan.num_samples` rows. A row whose logits hold NaN draws -1.
+        """
+
+
+class Proposer(Part, ABC):
+    """Guesses the next tokens of sequences; the model then verifies them in one step.
+
+    A guess costs time when it is wrong, and changes no output: see kernels/control/drafts.py.
+    """
+
+    num_draft_tokens: int  # K: proposed for a sequence in one step at most, 0 = no speculation
+
+    @abstractmethod
+    def propose(self, requests: RequestTable, plan: StepPlan) -> None:
+        """Write draft tokens for the sequences of a step, before its model runs.
+
+        Sequence i of the first `plan.num_seqs` is that of slot s = `plan.seq_slots[i]`. It draws in
+        this step if `plan.slot_sample[s]` >= 0, and its tokens so far are the first
+        `requests.total_len[s]` of `requests.token_ids[s]`. Writes `plan.num_drafts` [S] int32, from
+        0 to K, and so many tokens of the vocabulary to `plan.draft_tokens[i]` [K] int32. The engine
+        takes what fits the step and ignores the rest.
         """
 
 
@@ -179,7 +202,7 @@ class Model(Protocol):
     def forward(
         self, plan: StepPlan, meta: AttentionMeta, attention: Attention, capacity: int
     ) -> torch.Tensor:
-        """Logits [min(S, capacity), vocab] float32 of the rows `plan.logits_indices`.
+        """Logits [min(B, capacity), vocab] float32 of the rows `plan.logits_indices`.
 
         Writes this step's keys and values, and calls `attention.plan` before its first layer.
         """

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from paged import build
 from paged.cli import config_dir
-from paged.interfaces import Attention, Eviction, KVManager, Sampler, Scheduler
+from paged.interfaces import Attention, Eviction, KVManager, Proposer, Sampler, Scheduler
 from paged.schedulers.base import HostScheduler, RankScheduler
 
 INTERFACES = {
@@ -16,6 +16,7 @@ INTERFACES = {
     "kv": KVManager,
     "attention": Attention,
     "sampler": Sampler,
+    "proposer": Proposer,
 }
 CHOICES = [
     (group, path.stem)

@@ -200,6 +200,8 @@ class EngineLoop:
             cached_pages=last.cached_pages,
             num_preempted=sum(stats.num_preempted for stats in steps),
             cached_tokens=sum(stats.cached_tokens for stats in steps),
+            num_draft_tokens=sum(stats.num_draft_tokens for stats in steps),
+            num_accepted_tokens=sum(stats.num_accepted_tokens for stats in steps),
             num_tokens=[stats.num_tokens for stats in steps if stats.num_tokens],
             seconds=sum(stats.seconds for stats in steps),
         )

@@ -85,6 +85,8 @@ class Steps(NamedTuple):
     cached_pages: int
     num_preempted: int
     cached_tokens: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
     num_tokens: list[int]  # of each step
     seconds: float  # that they took
 

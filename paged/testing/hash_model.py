@@ -94,7 +94,7 @@ class HashModel:
         self.kv.view(-1)[plan.slot_mapping[:num_tokens].cpu()] = word
         for sample, slot in enumerate(plan.sample_slots[:num_samples].tolist()):
             seq = slots.index(slot)
-            at = torch.arange(int(plan.seq_lens[seq]))
+            at = torch.arange(int(position[int(plan.logits_indices[sample])]) + 1)
             pages = plan.block_table[seq].cpu()[at // self.page_size].long()
             seen = self.kv[pages, at % self.page_size]
             token = -1 if bool((seen == NAN_WORD).any()) else draw(int(seen.sum()) + salt[slot])

@@ -193,7 +193,9 @@ def check_plan(
         f"{num_tokens} tokens granted with a budget of {budget}"
     )
     assert 0 <= num_seqs <= sizes.max_num_seqs, f"{num_seqs} sequences in one step"
-    assert 0 <= num_samples <= num_seqs, f"{num_samples} rows drawn of {num_seqs} sequences"
+    drafts = plan.num_drafts[:num_seqs].tolist()
+    most = num_seqs + sum(drafts)
+    assert 0 <= num_samples <= most, f"{num_samples} rows drawn of {num_seqs} sequences"
     slots = plan.seq_slots[:num_seqs].tolist()
     assert len(set(slots)) == num_seqs, f"a slot runs twice in one step: {slots}"
     grant, begins = plan.grant.tolist(), plan.cu_seqlens_q.tolist()
@@ -210,24 +212,30 @@ def check_plan(
     samples: list[tuple[int, int]] = []
     for seq, slot in enumerate(slots):
         who, begin, count = f"slot {slot}", begins[seq], grant[slot]
+        drafted = plan.draft_tokens[seq, : drafts[seq]].tolist()
+        known = count - drafts[seq]
         assert int(requests.status[slot]) == RUNNING, f"{who} is in the batch but does not run"
-        assert 0 < count <= chunk, f"{who} is granted {count} tokens with chunk={chunk}"
+        assert 0 < known <= chunk, f"{who} is granted {known} tokens with chunk={chunk}"
         assert begins[seq + 1] - begin == count, f"{who} has {count} tokens at {begin}"
         start = int(requests.num_computed_tokens[slot])
         end, total = start + count, int(requests.total_len[slot])
-        assert end <= total, f"{who} is granted up to token {end} of {total}"
+        known_end = end - drafts[seq]
+        assert known_end <= total, f"{who} is granted up to token {known_end} of {total}"
+        assert not drafted or (known_end == total and end < int(requests.max_len[slot])), (
+            f"{who} has {len(drafted)} drafts behind token {known_end} of {total}"
+        )
         assert int(plan.seq_lens[seq]) == end, f"{who} ends at {end}, seq_lens says otherwise"
         held = tables[slot]
         assert plan.block_table[seq, : len(held)].tolist() == held, f"{who}: another block table"
         positions = list(range(start, end))
         assert plan.positions[begin : begin + count].tolist() == positions, f"{who}: positions"
-        tokens = requests.token_ids[slot, start:end].tolist()
+        tokens = requests.token_ids[slot, start:known_end].tolist() + drafted
         assert plan.input_ids[begin : begin + count].tolist() == tokens, f"{who}: input_ids"
         size = sizes.page_size
         expected = [held[at // size] * size + at % size for at in positions]
         assert writes[begin : begin + count] == expected, f"{who}: slot_mapping"
-        if end == total:
-            samples.append((slot, begin + count - 1))
+        if known_end == total:
+            samples += [(slot, begin + at) for at in range(known - 1, count)]
     drawn = [*zip(*(t[:num_samples].tolist() for t in (plan.sample_slots, plan.logits_indices)))]
     assert drawn == samples, f"rows that reached their end are {samples}, drawn are {drawn}"
 

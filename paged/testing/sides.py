@@ -8,6 +8,12 @@ import torch
 from paged.eviction.lru import score as lru
 from paged.kernels.control.beam_repoint import beam_repoint, beam_repoint_ref
 from paged.kernels.control.beam_select import beam_select, beam_select_ref
+from paged.kernels.control.drafts import (
+    grant_drafts,
+    grant_drafts_ref,
+    verify_drafts,
+    verify_drafts_ref,
+)
 from paged.kernels.control.evict import evict, evict_ref, page_view
 from paged.kernels.control.ingest import ingest
 from paged.kernels.control.ingest_ref import ingest_ref
@@ -67,6 +73,12 @@ class Side:
             watermark=knobs.watermark, reserve=knobs.reserve, static_batch=knobs.static_batch,
         )  # fmt: skip
 
+    def grant_drafts(self, knobs: Knobs) -> None:
+        grant_drafts(self.requests, self.pool, self.plan, budget=knobs.budget)
+
+    def verify_drafts(self, knobs: Knobs) -> None:
+        verify_drafts(self.requests, self.plan)
+
     def prepare(self, knobs: Knobs) -> None:
         prepare(self.requests, self.pool, self.plan)
 
@@ -109,6 +121,12 @@ class ReferenceSide(Side):
             static_batch=knobs.static_batch,
         )  # fmt: skip
 
+    def grant_drafts(self, knobs: Knobs) -> None:
+        grant_drafts_ref(self.requests, self.pool, self.plan, budget=knobs.budget)
+
+    def verify_drafts(self, knobs: Knobs) -> None:
+        verify_drafts_ref(self.requests, self.plan)
+
     def prepare(self, knobs: Knobs) -> None:
         prepare_ref(self.requests, self.pool, self.plan)
 
@@ -144,7 +162,8 @@ def assert_same_state(side: Side, reference: Side, stage: str, step: int) -> Non
                 continue
             ours, want = tensor.cpu(), getattr(theirs, name)
             if name == "block_table" and owner == "requests":
-                if stage == "schedule":  # booked pages are written by the next stage
+                # Booked pages are written by `prepare`.
+                if stage in ("schedule", "grant_drafts"):
                     continue
                 held = torch.where(
                     theirs.status == WAITING, theirs.cached_len // theirs.sizes.page_size,

@@ -17,6 +17,7 @@ from paged.submission import Submission
 from paged.testing.beam_model import beam_oracle, candidates
 from paged.testing.hash_model import Tracked, oracle
 from paged.testing.invariants import check_plan, check_state, no_leak
+from paged.testing.proposals import KnowingProposer, propose_alike
 from paged.testing.sides import Knobs, ReferenceSide, Side, assert_same_state
 
 
@@ -52,6 +53,14 @@ class Steps:
         self.beams = False  # whether any was submitted
         self.header = {"free_pages": sizes.num_pages, "shortfall": 0}
         self.totals: dict[str, int] = {}
+        self.proposer = KnowingProposer(self._continuation, num_draft_tokens=sizes.num_draft_tokens)
+
+    def _continuation(self, tokens: Sequence[int], count: int) -> list[int]:
+        """What follows the tokens of a live request, if it has not been disturbed."""
+        for request in self.live.values():
+            if [*request.prompt, *request.tokens] == list(tokens):
+                return request.expected[0][len(request.tokens) :][:count]
+        return []
 
     @property
     def state(self) -> Side:
@@ -124,6 +133,9 @@ class Steps:
         self.stage("lookup")
         self.stage("order")
         self.stage("schedule")
+        if self.sizes.num_draft_tokens:
+            propose_alike(self.proposer, self.sides)
+            self.stage("grant_drafts")
         self.stage("prepare")
         requests, pool, plan = self.state.requests, self.state.pool, self.state.plan
         check_plan(requests, pool, plan, budget=self.knobs.budget, chunk=self.knobs.chunk)
@@ -134,6 +146,8 @@ class Steps:
         if self.beams:
             self._choose_beams()
         self.totals["num_copies"] = self.totals.get("num_copies", 0) + int(plan.num_copies)
+        if self.sizes.num_draft_tokens:
+            self.stage("verify_drafts")
         self.stage("update")
         if self.knobs.prefix_caching:
             self.stage("publish")

@@ -45,11 +45,12 @@ class Machine(RuleBasedStateMachine):
         num_pages=st.sampled_from((5, 6, 9, 20)),
         num_seqs=st.integers(1, 4),
         num_buckets=st.sampled_from((1, 2, 64)),
+        num_drafts=st.sampled_from((0, 0, 1, 4)),
     )
-    def start(self, knobs, num_pages, num_seqs, num_buckets):
+    def start(self, knobs, num_pages, num_seqs, num_buckets, num_drafts):
         sizes = Sizes(
             num_slots=5, max_num_seqs=num_seqs, max_num_batched_tokens=64, max_model_len=80,
-            page_size=16, num_pages=num_pages,
+            page_size=16, num_pages=num_pages, num_draft_tokens=num_drafts,
         )  # fmt: skip
         self.steps = Steps(sizes, knobs, by=self.by, device=self.device, num_buckets=num_buckets)
         self.knobs, self.submitted = knobs, []

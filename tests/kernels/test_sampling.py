@@ -76,6 +76,15 @@ def test_tokens_equal_the_reference_given_the_same_noise(vocab_size, device, dty
     torch.testing.assert_close(inputs["out_logprobs"], logprobs, rtol=1e-5, atol=1e-5)
 
 
+def test_offsets_move_a_row_on_in_its_sequence(device, cut):
+    inputs = sample_inputs(device, rows=12, vocab_size=2048, offset=3)
+    inputs["stop_ids"][:, 2] = inputs["logits"].argmax(dim=1).flip(0)
+    inputs["min_len"][:] = inputs["position"] + torch.arange(12, device=device) % 6
+    tokens, _ = sample_ref(**inputs)
+    assert tokens.tolist() != sample_ref(**inputs | {"offsets": None})[0].tolist()
+    assert draw(inputs) == tokens.tolist()
+
+
 def test_reference_noise_is_philox_and_gumbel():
     # First vector of the known answers that come with Random123.
     assert philox_ref(0, 0, 1).tolist() == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
