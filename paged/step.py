@@ -1,7 +1,7 @@
 """The step, stage by stage: the device's side of the engine.
 
     ingest -> lookup -> rank -> schedule -> prepare -> model -> edit -> sample -> report
-    -> update -> publish -> release
+    -> update -> publish -> compress -> release
 
 Every stage is a launch over device-resident state. Nothing here looks at a result, so the whole can
 be captured in a CUDA graph (see graphs.py) and replayed ahead of what the host knows.
@@ -82,6 +82,7 @@ class Step:
             self.beams.choose(logits, requests, self.pool, plan, self.model.pages)
         update(requests, self.pool, plan, self.mailbox.events)
         self.kv.commit(requests, plan)
+        self.kv.compress(requests, self.model)
         self.kv.release(requests, plan, self.mailbox.events)
 
     def maintain(self) -> None:

@@ -43,6 +43,8 @@ class Steps:
             self.sides.append(Side(sizes, device, num_buckets))
         if by in ("references", "both"):
             self.sides.append(ReferenceSide(sizes, "cpu", num_buckets))
+        for side in self.sides:
+            side.requests.page_budget = knobs.page_budget
         self.queue: deque[Tracked] = deque()
         self.live: dict[int, Tracked] = {}
         self.ended: list[Tracked] = []
@@ -61,7 +63,7 @@ class Steps:
     def submit(self, prompt: Sequence[int], max_tokens: int, **columns) -> Tracked:
         """Queue a request; `columns` are fields of `Tracked`."""
         request = Tracked(self.arrivals, list(prompt), len(prompt) + max_tokens, **columns)
-        request.expected = oracle(request)
+        request.expected = oracle(request, self.knobs.page_budget, self.sizes.page_size)
         self.arrivals += 1
         self.queue.append(request)
         return request
@@ -137,12 +139,21 @@ class Steps:
         self.stage("update")
         if self.knobs.prefix_caching:
             self.stage("publish")
+        if self.knobs.page_budget is not None:
+            self._compress()
         self.stage("release")
         check_state(requests, pool)
         for side in self.sides:
             side.model.poison_free_pages(side.pool)
         self._apply()
         return self.header
+
+    def _compress(self) -> None:
+        self.stage("compress_rows")
+        self.stage("drop_pages")
+        drops = self.state.drops
+        dropped = int(drops.counts[: int(drops.num_rows)].sum())
+        self.totals["num_dropped"] = self.totals.get("num_dropped", 0) + dropped
 
     def _choose_beams(self) -> None:
         """Score what each beam of this step may go on with, and choose."""

@@ -30,6 +30,7 @@ from paged.kernels.control.columns import (
     MAX_LEN,
     MIN_LEN,
     NUM_COMPUTED,
+    NUM_DROPPED,
     NUM_PUBLISHED,
     NUM_STOP_IDS,
     PREEMPTED,
@@ -123,7 +124,8 @@ def _update_kernel(
     published = tl.load(columns + NUM_PUBLISHED * R + slot, mask=live, other=0)
     prompt_len = tl.load(columns + PROMPT_LEN * R + slot, mask=live, other=0)
     lasting = tl.where(beam, tl.minimum(computed_now, prompt_len), computed_now)
-    publishes = (drew & (lasting // PAGE_SIZE > published)).to(tl.int32)
+    whole = tl.load(columns + NUM_DROPPED * R + slot, mask=live, other=0) == 0
+    publishes = (drew & whole & (lasting // PAGE_SIZE > published)).to(tl.int32)
     tl.store(published_slots + tl.cumsum(publishes, axis=0) - publishes, slot, mask=publishes != 0)
     tl.store(counts + 3, tl.sum(publishes, axis=0))
 
@@ -218,7 +220,8 @@ def update_ref(requests, pool, plan, events: Events) -> None:
             if beam:
                 lasting = min(lasting, int(requests.prompt_len[slot]))
             full_pages = lasting // page_size
-            if full_pages > int(requests.num_published[slot]):
+            whole = int(requests.num_dropped[slot]) == 0
+            if whole and full_pages > int(requests.num_published[slot]):
                 plan.published_slots[published_rows] = slot
                 published_rows += 1
             may_stop = total >= int(requests.min_len[slot]) and not beam
