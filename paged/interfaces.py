@@ -18,7 +18,7 @@ import torch
 
 from paged.kernels.control.budget import PageBudget
 from paged.kernels.control.compress import Drops
-from paged.state import PagePool, RequestTable, StepPlan
+from paged.state import PagePool, RequestTable, Sizes, StepPlan
 
 
 class Part:
@@ -86,6 +86,18 @@ class KVManager(Part, ABC):
     reserve_len: Callable | None  # tokens a row holds pages for; None: its computed tokens
     low_water: float  # share of the pages to keep free by eviction
     compression: Compression | None = None  # drops pages of running requests
+
+    @property
+    def takes_beams(self) -> bool:
+        """Whether rows can take over each other's pages at any time."""
+        return self.reserve_len is None and self.compression is None
+
+    def peak_pages(self, prompt_len: int, max_len: int, sizes: Sizes) -> int:
+        """Pages that a request holds at most at one time."""
+        if self.compression is not None:
+            return self.compression.budget(self.page_size).peak(prompt_len, max_len, self.page_size)
+        held = max_len if self.reserve_len is None else sizes.max_model_len
+        return -(-held // self.page_size)
 
     @abstractmethod
     def allocate(self, requests: RequestTable, device: torch.device) -> PagePool:

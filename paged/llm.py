@@ -21,7 +21,7 @@ from paged.models.loading import load_model
 from paged.request import RequestOutput, SamplingParams
 from paged.samplers.stochastic import StochasticSampler
 from paged.schedulers.base import RankScheduler
-from paged.sizing import choose_num_pages, resolve_device, resolve_dtype
+from paged.sizing import check_compression, choose_num_pages, resolve_device, resolve_dtype
 from paged.startup import StartClock
 from paged.state import Sizes
 from paged.structured.llguidance import LLGuidance
@@ -97,6 +97,7 @@ class LLM:
         if num_slots is None:
             num_slots = max(seqs, 1024) if self.device.type == "cuda" else seqs
         length = max_model_len or longest
+        check_compression(kv, self.spec)
         sizes = Sizes(
             num_slots=num_slots,
             max_num_seqs=seqs,

@@ -49,6 +49,15 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     return chosen
 
 
+def check_compression(kv: KVManager, spec: DecoderSpec) -> None:
+    """Raise ValueError if pages cannot be dropped from what this model's attention reads."""
+    if kv.compression is not None and any(spec.sliding_window or ()):
+        raise ValueError(
+            "kv.compression must be none for a model with sliding windows: attention counts how "
+            "far back a key is by the keys that are there"
+        )
+
+
 def choose_num_pages(
     kv: KVManager,
     spec: DecoderSpec,

@@ -45,14 +45,16 @@ def _page_scores_kernel(
         stride = tl.num_programs(0) * BLOCK_P
         for first in range(FIRST + tl.program_id(0) * BLOCK_P, end, stride):
             live = first + lane < end
-            page = tl.load(table + first + lane, mask=live, other=0).to(tl.int64)
+            # lanes past the end read what is there: a score may divide by what it finds
+            page = tl.load(table + tl.minimum(first + lane, end - 1)).to(tl.int64)
             total = tl.zeros([BLOCK_P], dtype=tl.float32)
             for layer in range(NUM_LAYERS):
                 plane = pages_ptr + (2 * layer * num_pages + page) * ROWS * HEAD_DIM
                 for block in range(0, ROWS, BLOCK_R):
                     at = (block + tl.arange(0, BLOCK_R))[None, :]  # head * PAGE_SIZE + token
                     inside = live[:, None] & (at < ROWS)
-                    mask = inside[:, :, None] & (d < HEAD_DIM)
+                    at = tl.minimum(at, ROWS - 1)
+                    mask = d < HEAD_DIM
                     k_ptrs = plane[:, None, None] + at[:, :, None] * HEAD_DIM + d
                     v_ptrs = k_ptrs + tl.cast(num_pages, tl.int64) * ROWS * HEAD_DIM
                     mean_key = None

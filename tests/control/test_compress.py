@@ -13,7 +13,11 @@ LONG = (33, 50, 80)
 PROMPT = [(7 * i + i * i) % 64 for i in range(120)]
 # name: (engine, traffic, what must have happened)
 CASES = {
-    "half": ({"page_budget": HALF}, {"seed": 6, "longest": 14, "lengths": (50, 80), "requests": 3}, ()),
+    "half": (
+        {"page_budget": HALF},
+        {"seed": 6, "longest": 14, "lengths": (50, 80), "requests": 3},
+        (),
+    ),
     "samples_in_chunks": (
         {"page_budget": THREE, "chunk": 20},
         {"seed": 6, "longest": 20, "lengths": LONG, "requests": 3, "samples": 3},

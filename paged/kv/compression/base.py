@@ -7,9 +7,12 @@ its heads and layers come and go together; the lowest pages are dropped.
 
 from collections.abc import Callable
 
+import torch
+
 from paged.interfaces import Compression, Model
 from paged.kernels.control.budget import SHARES, UNLIMITED, PageBudget
 from paged.kernels.control.compress import Drops
+from paged.kernels.mean_keys import mean_keys
 from paged.kernels.page_scores import page_scores
 from paged.state import RequestTable
 
@@ -71,10 +74,19 @@ class ScoreCompression(PageCompression):
     ) -> None:
         super().__init__(**knobs)
         self.score_function, self.args, self.with_mean_key = score, tuple(args), with_mean_key
+        self._means: torch.Tensor | None = None
 
     def scores(self, requests: RequestTable, drops: Drops, model: Model) -> None:
+        page_size, table, slots = requests.sizes.page_size, requests.block_table, drops.slots
+        pages, rows, head_dim = model.pages, drops.num_rows, model.head_dim
+        if self.with_mean_key:
+            if self._means is None:  # on the first step, which is not captured
+                heads = pages.shape[2] // (page_size * head_dim)
+                shape = (len(slots), len(pages) // 2, heads, head_dim)
+                self._means = torch.empty(shape, device=pages.device)
+            mean_keys(pages, table, rows, slots, drops.lens, self._means, page_size, head_dim)
         page_scores(
-            model.pages, requests.block_table, drops.num_rows, drops.slots, drops.ends,
-            drops.scores, self.score_function, requests.sizes.page_size, model.head_dim,
-            first=self.budget(requests.sizes.page_size).sink_pages, args=self.args,
+            pages, table, rows, slots, drops.ends, drops.scores, self.score_function, page_size,
+            head_dim, first=self.budget(page_size).sink_pages, mean_keys=self._means,
+            args=self.args,
         )  # fmt: skip
