@@ -16,7 +16,7 @@ import triton.language as tl
 
 from paged.kernels.launch import check_tensor, interpreted
 
-MAX_TILE = 8192  # elements of a tile of keys on a GPU: they stay in registers
+MAX_TILE = 4096  # elements of a tile of keys on a GPU: they stay in registers
 PAGE_SCORES_VARIANTS = ({"with_means": True}, {"head_dim": 80, "num_kv_heads": 3})
 
 

@@ -12,7 +12,7 @@ import importlib
 import pytest
 import torch
 
-INTERFACES = ("scheduler", "eviction", "kv", "attention", "sampler")
+INTERFACES = ("scheduler", "eviction", "kv", "compression", "attention", "sampler")
 
 
 def locate(path: str) -> object:
