@@ -109,11 +109,6 @@ def build_engine(
     given = recipe.arguments
     scheduler = given.get("scheduler") or RankScheduler()
     kv = given.get("kv") or PagedKV()
-    if kv.compression is not None:
-        raise ValueError(
-            "kv.compression looks at keys and values, which task=simulate does not compute; use "
-            "kv/compression=none there"
-        )
     longest = max(one.prompt_len + one.output_len for one in requests)
     length = given.get("max_model_len") or longest
     num_pages = kv.num_pages

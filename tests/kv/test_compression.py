@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from paged.beams import BeamSearchParams
+from paged.eviction.base import ScoreEviction
+from paged.eviction.lru import score as lru
 from paged.interfaces import Compression
 from paged.kv.compression import keydiff, knorm, paged_eviction
 from paged.kv.compression.base import ScoreCompression
@@ -15,7 +17,10 @@ from paged.kv.paged import PagedKV
 from paged.llm import LLM
 from paged.request import SamplingParams
 from paged.schedulers.base import RankScheduler
+from paged.schedulers.priority import rank as priority
+from paged.simulator.engine import SimulatedEngine
 from paged.state import RUNNING, RequestTable, Sizes
+from paged.testing.interpreting import rowwise_dots
 from paged.testing.tiny_models import save_tiny_model, transformers_logprobs
 
 SIZE = 16
@@ -89,6 +94,7 @@ def build(folder: str, compression: Compression, num_pages: int = 32, **knobs) -
         dtype="float32",
         kv=PagedKV(page_size=SIZE, num_pages=num_pages, compression=compression),
         scheduler=RankScheduler(**knobs),
+        num_slots=8,
     )
 
 
@@ -106,6 +112,33 @@ def test_log_probabilities_are_those_of_transformers_with_dropped_pages_masked(
     whole = transformers_logprobs(model, tokens)[len(PROMPT) - 1 :]
     assert abs(found[0] - whole[0]) < 2e-4, "the prompt is attended to as a whole"
     assert (found[1:] - whole[1:]).abs().max() > 0.01, "dropped pages change what follows"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", POLICIES)
+def test_preemption_chunks_and_prefix_hits_change_no_bit(device, saved, policy):
+    long = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True, priority=1)
+    urgent = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True, priority=0)
+    with rowwise_dots():
+        alone = build(saved[1], POLICIES[policy](**KNOBS)).generate(PROMPT, long)[0].outputs[0]
+        crowd = build(
+            saved[1], POLICIES[policy](**KNOBS), rank=priority, preemptive=True, max_num_seqs=1,
+            chunk=7,
+        )  # fmt: skip
+        crowd.generate(PROMPT[:40], urgent)
+        live = crowd.submit(PROMPT, long)
+        while len(live.token_ids) < 20:
+            crowd.engine.step()
+        dropped = int(crowd.engine.requests.num_dropped.max())
+        crowd.generate(PROMPT[::-1], urgent)
+        while crowd.engine.has_unfinished:
+            crowd.engine.step()
+    metrics = live.output.metrics
+    assert dropped >= 3
+    assert metrics.num_preemptions == 1
+    assert metrics.num_cached_tokens > 0
+    answer = live.output.outputs[0]
+    assert (answer.token_ids, answer.logprobs) == (alone.token_ids, alone.logprobs)
 
 
 def kept_pages(device, compression, keys, values=None) -> list[int]:
@@ -200,6 +233,12 @@ def test_what_cannot_be_compressed_is_refused(tmp_path, saved):
         StreamingLLM(recent=-1)
     with pytest.raises(ValueError, match="allocator that holds pages for computed tokens only"):
         PagedKV(reserve_len=reserve_len, compression=StreamingLLM())
+    with pytest.raises(ValueError, match="kv/compression=none with task=simulate"):
+        SimulatedEngine(
+            sizes=Sizes(4, 4, 64, 128, SIZE, 16), scheduler=RankScheduler(),
+            kv=PagedKV(compression=StreamingLLM()), eviction=ScoreEviction(lru),
+            step_seconds=lambda *work: 1.0, vocab_size=64,
+        )  # fmt: skip
     save_tiny_model("mistral", tmp_path)
     with pytest.raises(ValueError, match="sliding windows"):
         build(str(tmp_path), StreamingLLM())
