@@ -12,7 +12,7 @@ from paged.ledger import Ledger
 from paged.state import next_power_of_2
 from paged.step import Step
 
-REGIMES = (16, 64, 256, 1024)  # tokens; tiles of the kernels change about there
+REGIMES = (16, 64, 256, 512, 1024)  # tokens; tiles of the kernels change about there
 
 
 def regimes(max_num_batched_tokens: int) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from paged.kernels.launch import pdl
 from paged.kv.paged import PagedKV
 from paged.llm import LLM
 from paged.request import SamplingParams
@@ -121,3 +122,42 @@ def test_graphs_give_the_bits_of_the_eager_engine(precision):
         outputs = [request.outputs[0] for request in llm.generate(prompts, params)]
         runs.append([(output.token_ids, output.logprobs) for output in outputs])
     assert runs[0] == runs[1]
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """A function that turns programmatic dependent launch on or off for what follows."""
+
+    def choose(switch: str) -> None:
+        monkeypatch.setenv("PAGED_PDL", switch)
+        pdl.cache_clear()
+
+    yield choose
+    pdl.cache_clear()
+
+
+@ENGINES
+def test_dependent_launches_change_no_bit(engine, launches):
+    """Long contexts too, whose splits go to programs that share a workspace over all layers."""
+    prompts = [[seed + 1] * (3 + 67 * seed) for seed in range(12)]
+    params = [
+        SamplingParams(
+            temperature=0.7 * (seed % 2), top_p=0.9, max_tokens=60, seed=seed, ignore_eos=True
+        )
+        for seed in range(12)
+    ]
+    runs = []
+    for switch in ("0", "1", "1"):
+        launches(switch)
+        assert pdl()["PDL"] is (switch == "1" and torch.cuda.get_device_capability()[0] >= 9)
+        llm = LLM(
+            dtype="bfloat16",
+            engine=engine,
+            kv=PagedKV(num_pages=512),
+            scheduler=RankScheduler(max_num_seqs=12, max_num_batched_tokens=512),
+            max_model_len=1024,
+        )
+        outputs = [request.outputs[0] for request in llm.generate(prompts, params)]
+        runs.append([(output.token_ids, output.logprobs) for output in outputs])
+    assert runs[1] == runs[0]
+    assert runs[2] == runs[0]

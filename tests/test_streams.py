@@ -33,7 +33,8 @@ def test_a_stream_that_nobody_reads_costs_the_others_nothing(device):
     assert all(output.finished for output in late)
     assert llm.engine.num_steps == steps
     again = llm.generate(MINE + OTHERS, GREEDY)
-    assert llm.engine.num_steps == 2 * steps, "both runs took as many steps"
+    ahead = llm.engine.in_flight  # as many may have been launched before the host knew of the end
+    assert abs(llm.engine.num_steps - 2 * steps) <= ahead, "both runs took as many steps"
     assert [output.outputs[0].token_ids for output in late] == [
         output.outputs[0].token_ids for output in again[:1]
     ]
@@ -61,7 +62,8 @@ def test_a_stream_ends_when_its_request_is_aborted(device):
     ids = {next(stream).request_id, next(stream).request_id}
     for request_id in ids:
         llm.abort(request_id)
-    assert {output.outputs[0].finish_reason for output in stream} == {"abort"}
+    last = {output.request_id: output.outputs[0].finish_reason for output in stream}
+    assert last == dict.fromkeys(ids, "abort")
     queued = llm.stream([5, 6], GREEDY)
     llm.abort("2")  # before any step: it ends at once, and there is nothing to show
     assert list(queued) == []

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from paged.kernels.floor_search import LOWEST, raise_floor, walk_floor
 from paged.kernels.logit_process import process_logits
-from paged.kernels.philox import gumbel_noise
+from paged.kernels.philox import TOKENS_LEVEL, gumbel_noise
 
 GREEDY_BELOW = tl.constexpr(1e-5)
 
@@ -130,7 +130,7 @@ def draw_from_candidates(
 
     four = tl.arange(0, CHUNK // 4)[None, None, :]
     groups = tl.reshape(picked[:, :, None] * (CHUNK // 4) + four, [ROWS, PICKED * CHUNK // 4])
-    noise = gumbel_noise(seeds, positions, groups, ROWS, PICKED * CHUNK, NVIDIA)
+    noise = gumbel_noise(seeds, positions, groups, TOKENS_LEVEL, ROWS, PICKED * CHUNK, NVIDIA)
     scores = score(logits, noise, temperature[:, None])
     scores = tl.where((logits >= floor[:, None]) & (scores > float("-inf")), scores, float("-inf"))
     best = tl.max(scores, axis=1)[:, None]
@@ -166,7 +166,7 @@ def draw_from_row(
         raw = tl.load(row_ptrs[:, None] + ids, mask=ids < vocab_size, other=float("-inf"))
         logits = process_logits(raw, ids, slots, too_short, stop_ids_ptr, NUM_STOP_IDS)
         groups = start // 4 + tl.arange(0, BLOCK_V // 4)[None, :]
-        noise = gumbel_noise(seeds, positions, groups, ROWS, BLOCK_V, NVIDIA)
+        noise = gumbel_noise(seeds, positions, groups, TOKENS_LEVEL, ROWS, BLOCK_V, NVIDIA)
         scores = score(logits, noise, temperature[:, None])
         better = (logits >= floor[:, None]) & (scores > best)
         best = tl.where(better, scores, best)

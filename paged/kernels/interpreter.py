@@ -68,6 +68,7 @@ def make_load(one_by_one):
     """A faster `load(pointers, mask, other, dtype)` of the interpreter."""
 
     def load(pointers, mask, other, dtype):
+        mask = np.asarray(mask)  # the load of a descriptor gives its buffer
         if pointers.size < MANY:
             return one_by_one(pointers, mask, other, dtype)
         if mask.all():

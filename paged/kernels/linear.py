@@ -4,7 +4,10 @@
 
 Grid: one program an output tile, sized by the capacity of `out`; the live row count is read on the
 device, so the live tiles come first in the grid, in groups of GROUP_M row tiles that share weight
-tiles in L2. All tensors contiguous. Accumulation is fp32, fp32 operands are multiplied in fp32.
+tiles in L2. Where one row tile holds the capacity, a program knows its weights before it may read
+its inputs, and `linear_prefetch` asks for them. All tensors contiguous. Accumulation is fp32, fp32
+operands are multiplied in fp32. For many rows of 16 bits `paged.kernels.linear_persistent` does the
+same from descriptors, where the hardware has them and the rows are not selected.
 
 Batch invariance: every output is one sequential chain over K, without splits. On a tensor core the
 tile does not change its order: 154 tiles gave the same bits on an H200 at every shape tried
@@ -14,96 +17,39 @@ So the tile may follow the number of rows, and the bits of a row still do not de
 `paged.testing.interpreting.rowwise_dots`; there the step over K depends on the weight alone.)
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 
-from paged.kernels.activation import activate, activate_ref, check_activation
-from paged.kernels.launch import check_tensor, interpreted
+from paged.kernels.activation import activate_ref, check_activation
+from paged.kernels.launch import check_tensor, interpreted, pdl
+from paged.kernels.linear_epilogue import finish_tile, weight_rows
+from paged.kernels.linear_persistent import can_persist, launch_persistent
+from paged.kernels.linear_prefetch import prefetch_pieces, prefetch_weights
+from paged.kernels.linear_tiles import persistent_tiles, pointer_tiles
 
 LINEAR_VARIANTS = (
-    {"in_features": 512},
     {"with_bias": True, "activation": "relu"},
     {"with_rows": True, "logit_softcap": 30.0},
     {"activation": "gelu"},
     {"activation": "gelu_tanh"},
-    {"activation": "silu"},
+    {"activation": "silu", "in_features": 512},
+    {"capacity": 512, "in_features": 200, "with_bias": True, "logit_softcap": 30.0},
     *(
-        {"capacity": capacity, "out_features": columns, "in_features": 256}
-        for capacity in (16, 64, 256, 512)
-        for columns in (64, 4096, 16384, 16400)
+        {"capacity": capacity, "out_features": columns, "in_features": 256, "with_rows": rows}
+        for capacity, columns, rows in (
+            (16, 64, False),
+            (64, 4096, False),
+            (64, 16400, True),
+            (512, 16400, True),
+            (256, 4096, False),
+            (4096, 4096, False),
+        )
     ),
 )
 
 
-class Tiles(NamedTuple):
-    """Tile sizes of one launch: x [block_m, block_k] @ weight [block_n, block_k].T."""
-
-    block_m: int
-    block_n: int
-    block_k: int
-    num_warps: int
-    num_stages: int
-
-
-# 16-bit tiles by (largest capacity, largest out_features), the fastest on an H200 at the shapes of
-# Llama-3.1-8B and Qwen3-0.6B (experiments/kernels/linear)
-ANY = 2**31
-HALF_TILES: dict[tuple[int, int], Tiles] = {
-    (16, 2048): Tiles(16, 16, 512, 2, 4),
-    (16, 4096): Tiles(16, 32, 256, 4, 4),
-    (16, 16384): Tiles(16, 64, 256, 4, 4),
-    (16, ANY): Tiles(16, 64, 128, 2, 3),
-    (64, 4096): Tiles(64, 32, 128, 4, 5),
-    (64, 16384): Tiles(64, 64, 128, 4, 5),
-    (64, ANY): Tiles(64, 128, 64, 4, 4),
-    (256, 2048): Tiles(64, 64, 128, 4, 4),
-    (256, 4096): Tiles(64, 128, 128, 4, 4),
-    (256, 16384): Tiles(128, 128, 64, 8, 4),
-    (256, ANY): Tiles(128, 256, 64, 8, 4),
-    (ANY, 2048): Tiles(128, 128, 64, 8, 4),
-    (ANY, 4096): Tiles(128, 256, 64, 8, 3),
-    (ANY, 16384): Tiles(128, 128, 64, 8, 4),
-    (ANY, ANY): Tiles(128, 256, 64, 8, 3),
-}
-# fp32 by largest capacity: for checks against references, not for speed
-FULL_TILES: dict[int, Tiles] = {
-    16: Tiles(16, 32, 32, 4, 4),
-    64: Tiles(32, 32, 32, 4, 4),
-    ANY: Tiles(64, 64, 32, 8, 3),
-}
-# in the interpreter few large tiles, and steps over K that need no mask where a size divides K
-INTERPRETER_N = 2048
-INTERPRETER_K = (512, 256, 128, 64)
-
-
-def linear_tiles(
-    capacity: int, out_features: int, in_features: int, dtype: torch.dtype, interpreted: bool
-) -> Tiles:
-    """The tile of a launch, by the capacity of its output and the shape of its weight."""
-    if interpreted:
-        block_m = min(max(16, triton.next_power_of_2(capacity)), 64)
-        block_n = min(max(16, triton.next_power_of_2(out_features)), INTERPRETER_N)
-        padded = min(max(16, triton.next_power_of_2(in_features)), INTERPRETER_K[0])
-        block_k = next((size for size in INTERPRETER_K if in_features % size == 0), padded)
-        return Tiles(block_m, block_n, block_k, 4, 1)
-    if dtype == torch.float32:
-        tiles = next(tiles for most, tiles in FULL_TILES.items() if capacity <= most)
-    else:
-        tiles = next(
-            tiles for (most_rows, most_columns), tiles in HALF_TILES.items()
-            if capacity <= most_rows and out_features <= most_columns
-        )  # fmt: skip
-    # A step over K that divides it needs no mask in the loop.
-    smaller = (step for step in (512, 256, 128, 64, 32) if step <= tiles.block_k)
-    padded = min(tiles.block_k, 128, max(16, triton.next_power_of_2(in_features)))
-    block_k = next((step for step in smaller if in_features % step == 0), padded)
-    return tiles._replace(block_k=block_k)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["piece_bytes"])
 def _linear_kernel(
     x_ptr,
     weight_ptr,
@@ -114,63 +60,85 @@ def _linear_kernel(
     out_features,
     in_features,
     softcap,
+    piece_bytes,
     HAS_BIAS: tl.constexpr,
     HAS_ROWS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    ONE_ROW_TILE: tl.constexpr,
+    PIECES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    program = tl.program_id(0)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        if PIECES > 0:
+            own_rows = weight_rows(program, out_features, GATED, BLOCK_N).to(tl.int64)
+            prefetch_weights(weight_ptr, own_rows, in_features, piece_bytes, PIECES)
+        tl.extra.cuda.gdc_wait()
     num_tokens = tl.load(num_tokens_ptr)
+    COLUMNS: tl.constexpr = BLOCK_N // 2 if GATED else BLOCK_N
     # plain arithmetic, not tl.cdiv: a nested call costs the interpreter a millisecond
     tiles_m = (num_tokens + BLOCK_M - 1) // BLOCK_M
-    tiles_n = (out_features + BLOCK_N - 1) // BLOCK_N
-    program = tl.program_id(0)
+    tiles_n = (out_features + COLUMNS - 1) // COLUMNS
     if program >= tiles_m * tiles_n:
         return
-    group = program // (GROUP_M * tiles_n)
-    group_rows = min(tiles_m - group * GROUP_M, GROUP_M)
-    in_group = program - group * (GROUP_M * tiles_n)
-    tile_m = group * GROUP_M + in_group % group_rows
-    tile_n = in_group // group_rows
+    if ONE_ROW_TILE:
+        tile_m, tile_n = 0, program
+    else:
+        group = program // (GROUP_M * tiles_n)
+        group_rows = min(tiles_m - group * GROUP_M, GROUP_M)
+        in_group = program - group * (GROUP_M * tiles_n)
+        tile_m = group * GROUP_M + in_group % group_rows
+        tile_n = in_group // group_rows
 
     token = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    # rows and columns past the end repeat the last one: no mask in the loop, nothing stored
-    row = tl.minimum(token, num_tokens - 1)
+    is_live = token < num_tokens
+    row = token
     if HAS_ROWS:
-        row = tl.load(rows_ptr + row)
+        row = tl.load(rows_ptr + token, mask=is_live, other=0)
     k = tl.arange(0, BLOCK_K)
     x_ptrs = x_ptr + row.to(tl.int64)[:, None] * in_features + k[None, :]
-    weight_row = tl.minimum(column, out_features - 1).to(tl.int64)
+    # columns past the end repeat the last one: no mask for the weight, nothing stored
+    weight_row = weight_rows(tile_n, out_features, GATED, BLOCK_N).to(tl.int64)
     weight_ptrs = weight_ptr + weight_row[:, None] * in_features + k[None, :]
 
     acc = tl.full([BLOCK_M, BLOCK_N], 0.0, dtype=tl.float32)
     for start in range(0, in_features, BLOCK_K):
         if EVEN_K:
-            x = tl.load(x_ptrs)  # [BLOCK_M, BLOCK_K]
+            x = tl.load(x_ptrs, mask=is_live[:, None], other=0.0)  # [BLOCK_M, BLOCK_K]
             weight = tl.load(weight_ptrs)  # [BLOCK_N, BLOCK_K]
         else:
             in_row = (k < in_features - start)[None, :]
-            x = tl.load(x_ptrs, mask=in_row, other=0.0)
+            x = tl.load(x_ptrs, mask=is_live[:, None] & in_row, other=0.0)
             weight = tl.load(weight_ptrs, mask=in_row, other=0.0)
         acc = tl.dot(x, weight.T, acc, input_precision="ieee")
         x_ptrs += BLOCK_K
         weight_ptrs += BLOCK_K
-
-    in_columns = column < out_features
-    if HAS_BIAS:
-        acc += tl.load(bias_ptr + column, mask=in_columns, other=0.0).to(tl.float32)[None, :]
-    if HAS_SOFTCAP:
-        acc = softcap * (2.0 / (1.0 + tl.exp(-2.0 / softcap * acc)) - 1.0)
-    if ACTIVATION is not None:
-        acc = activate(acc, ACTIVATION)
-    out_ptrs = out_ptr + token.to(tl.int64)[:, None] * out_features + column[None, :]
-    mask = (token < num_tokens)[:, None] & in_columns[None, :]
-    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=mask)
+    finish_tile(
+        acc,
+        bias_ptr,
+        out_ptr,
+        token,
+        tile_n,
+        num_tokens,
+        out_features,
+        softcap,
+        HAS_BIAS=HAS_BIAS,
+        HAS_SOFTCAP=HAS_SOFTCAP,
+        ACTIVATION=ACTIVATION,
+        GATED=GATED,
+        HALVES=False,
+        DTYPE=x_ptr.dtype.element_ty,
+        BLOCK_M=BLOCK_M,
+        BLOCK_N=BLOCK_N,
+    )
 
 
 def linear(
@@ -192,21 +160,44 @@ def linear(
     if activation is not None:
         check_activation(activation)
     check_tensor("weight", weight, (None, None))
-    out_features, in_features = weight.shape
+    out_features = weight.shape[0]
+    launch_linear(x, weight, num_tokens, out, out_features, bias, rows, activation, logit_softcap)
+
+
+def launch_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    num_tokens: torch.Tensor,
+    out: torch.Tensor,
+    out_features: int,
+    bias: torch.Tensor | None,
+    rows: torch.Tensor | None,
+    activation: str | None,
+    logit_softcap: float | None,
+) -> None:
+    """Check and launch for `linear` and `gated_linear`, which has two weight rows an output."""
+    weight_features, in_features = weight.shape
     check_tensor("x", x, (None, in_features), weight.dtype)
     check_tensor("out", out, (None, out_features))
     capacity = out.shape[0]
     check_tensor("num_tokens", num_tokens, (1,), torch.int32)
     if bias is not None:
-        check_tensor("bias", bias, (out_features,))
+        check_tensor("bias", bias, (weight_features,))
     if rows is not None:
         check_tensor("rows", rows, (capacity,), torch.int32)
     elif x.shape[0] < capacity:
         raise ValueError(f"x must have the {capacity} rows of out or come with rows, got {x.shape}")
-    tiles = linear_tiles(capacity, out_features, in_features, weight.dtype, interpreted())
-    programs = triton.cdiv(capacity, tiles.block_m) * triton.cdiv(out_features, tiles.block_n)
+    gated = weight_features != out_features
+    if rows is None and can_persist(x, weight, capacity):
+        tiles = persistent_tiles(capacity, weight_features, in_features)
+        launch_persistent(x, weight, num_tokens, out, bias, activation, logit_softcap, gated, tiles)
+        return
+    tiles = pointer_tiles(capacity, weight_features, in_features, weight.dtype, interpreted())
+    row_tiles = triton.cdiv(capacity, tiles.block_m)
+    programs = row_tiles * triton.cdiv(weight_features, tiles.block_n)
     if programs == 0:
         return
+    pieces, piece_bytes = prefetch_pieces(weight, tiles, row_tiles)
     _linear_kernel[(programs,)](
         x,
         weight,
@@ -217,17 +208,22 @@ def linear(
         out_features,
         in_features,
         logit_softcap,
+        piece_bytes,
         HAS_BIAS=bias is not None,
         HAS_ROWS=rows is not None,
         HAS_SOFTCAP=logit_softcap is not None,
         ACTIVATION=activation,
+        GATED=gated,
         EVEN_K=in_features % tiles.block_k == 0,
         BLOCK_M=tiles.block_m,
         BLOCK_N=tiles.block_n,
         BLOCK_K=tiles.block_k,
         GROUP_M=8,
+        ONE_ROW_TILE=row_tiles == 1,
+        PIECES=pieces,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
+        **pdl(),
     )
 
 

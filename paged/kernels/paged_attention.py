@@ -1,20 +1,22 @@
-"""Causal attention over a paged KV cache, for decode, chunks and whole prefills in one launch.
+"""Causal attention over a paged KV cache, for decode, chunks and whole prefills.
 
 out[t] = softmax(q[t] . K / sqrt(d) restricted to the keys t may see) . V, after PagedAttention
 (Kwon et al. 2023) and FlashAttention-2 (Dao 2023). A tile is up to `tokens_per_tile` query tokens
 of one sequence times the `num_heads / num_kv_heads` query heads that share a KV head: row =
-token * group + head (GQA packing), so a KV page is read once for the whole group.
+token * group + head (GQA packing), so a KV page is read once for the whole group. An item of
+`attention_items` is a tile and a range of its splits.
 
 Bits. Keys are cut at multiples of split_size from the start of the sequence; each split is an
 online softmax of its own over tiles of BLOCK_N keys, and splits are folded in order by
-`merge_split`. The sequential way folds in registers; the parallel way (`partials` given) gives
-splits to programs of their own and folds in `attention_merge`. BLOCK_N does not depend on the
-batch, row sums run on the tensor core like P.V (their order does not follow the tile's layout),
-and a masked key adds exactly 0: so the bits of a token depend neither on the way taken nor on
-decode or prefill, chunking, page size or who shares the batch.
+`merge_split`. A tile in one item folds in registers. A tile in several writes its splits to
+`partials`, and the program that arrives last folds them from there, in the same order. BLOCK_N does
+not depend on the batch, row sums run on the tensor core like P.V (their order does not follow the
+tile's layout), and a masked key adds exactly 0, so skipping the mask where it masks nothing changes
+nothing: the bits of a token depend neither on the way taken nor on decode or prefill, chunking,
+page size or who shares the batch.
 
-Grid: (tile, KV head, split program). q may be strided over tokens; all else is contiguous. In the
-interpreter a program takes PAIRS > 1 of (tile, KV head) at once: every vector and matrix below
+Grid: (KV head, item). q may be strided over tokens; all else is contiguous. In the interpreter a
+program without partials takes PAIRS > 1 of (item, KV head) at once: every vector and matrix below
 then has a leading axis PAIRS, which the shapes in comments leave out.
 """
 
@@ -24,31 +26,40 @@ import torch
 import triton
 import triton.language as tl
 
-from paged.kernels.attention_merge import attention_merge, merge_split
-from paged.kernels.attention_tiles import choose_key_block
-from paged.kernels.launch import check_tensor, interpreted
+from paged.kernels.attention_arguments import (
+    AttentionConfig,
+    Partials,
+    check_arguments,
+    check_scalars,
+    choose_config,
+)
+from paged.kernels.attention_items import ITEM_FIELDS
+from paged.kernels.attention_keys import attend_keys
+from paged.kernels.attention_merge import fold_splits, merge_split
+from paged.kernels.launch import interpreted, pdl
 
 LOG2_E = math.log2(math.e)
 
 
-@triton.jit(do_not_specialize=["max_tiles", "max_splits"])
+@triton.jit(do_not_specialize=["max_items"])
 def _paged_attention_kernel(
     q_ptr,
     k_cache_ptr,
     v_cache_ptr,
     block_table_ptr,
-    tiles_ptr,
+    items_ptr,
     alibi_slopes_ptr,
     out_ptr,
     partial_acc_ptr,
     partial_ml_ptr,
+    arrived_ptr,
     score_scale,
     softcap_scale,
     alibi_scale,
     q_stride,
     block_table_stride,
-    max_tiles,
-    max_splits,
+    max_items,
+    FIELDS: tl.constexpr,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -59,24 +70,31 @@ def _paged_attention_kernel(
     SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr,
     PARALLEL: tl.constexpr,
-    SPLIT_PROGRAMS: tl.constexpr,
     PAIRS: tl.constexpr,
+    UNROLL: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    TALL: tl.constexpr = PAIRS == 1 and BLOCK_M >= 64
+    PAGE_STRIDE: tl.constexpr = NUM_KV_HEADS * PAGE_SIZE * HEAD_DIM
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     if PAIRS > 1:
         pair = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)[:, None]
         kv_head = pair % NUM_KV_HEADS
-        # pairs past the end repeat the last tile: they write what it writes
-        record = tiles_ptr + tl.minimum(pair // NUM_KV_HEADS, max_tiles - 1) * 4
+        # pairs past the end repeat the last item: they write what it writes
+        item = tl.minimum(pair // NUM_KV_HEADS, max_items - 1)
         zeros_l = tl.full([PAIRS, BLOCK_M, 16], 0.0, tl.float32)
-        ones = tl.full([PAIRS, BLOCK_N, 16], 1.0, v_cache_ptr.dtype.element_ty)
     else:
-        kv_head = tl.program_id(1)
-        record = tiles_ptr + tl.program_id(0) * 4
+        kv_head = tl.program_id(0)
+        item = tl.program_id(1)
+        if not PARALLEL:
+            item = max_items - 1 - item  # the later of a prompt's tiles have more keys: they first
         zeros_l = tl.full([BLOCK_M, 16], 0.0, tl.float32)
-        ones = tl.full([BLOCK_N, 16], 1.0, v_cache_ptr.dtype.element_ty)
+    record = items_ptr + item * FIELDS
     num_tokens = tl.load(record + 3)
     seq = tl.load(record)
     first_row = tl.load(record + 1).to(tl.int64)
@@ -85,12 +103,11 @@ def _paged_attention_kernel(
     kv_end = position + num_tokens
     kv_start = tl.maximum(position - WINDOW + 1, 0) if WINDOW > 0 else position * 0
     if PAIRS > 1:
-        min_start, max_end = tl.min(kv_start), tl.max(kv_end)
+        start, end = tl.min(kv_start), tl.max(kv_end)
     else:
-        min_start, max_end = kv_start, kv_end
-    if max_end == 0:
+        start, end = kv_start, kv_end
+    if end == 0:
         return
-
     row = tl.arange(0, BLOCK_M)
     token = row // GROUP
     head = kv_head * GROUP + row % GROUP
@@ -98,76 +115,86 @@ def _paged_attention_kernel(
     # rows past the end repeat the last position: they must not look at keys beyond kv_end
     q_pos = position + tl.minimum(token, tl.maximum(num_tokens - 1, 0))
     dim = tl.arange(0, BLOCK_D)
-    is_dim = dim < HEAD_DIM
-    q_mask = tl.expand_dims(is_row, -1) & is_dim
+    q_mask = tl.expand_dims(is_row, -1) & (dim < HEAD_DIM)
     q_ptrs = q_ptr + first_row * q_stride + (token * q_stride + head * HEAD_DIM)
     q = tl.load(tl.expand_dims(q_ptrs, -1) + dim, mask=q_mask, other=0.0)  # [BLOCK_M, BLOCK_D]
+    slope = 0.0
     if ALIBI:
         slope = tl.expand_dims(tl.load(alibi_slopes_ptr + head) * alibi_scale, -1)
 
-    page_stride = NUM_KV_HEADS * PAGE_SIZE * HEAD_DIM
-    k_head_ptr = k_cache_ptr + kv_head * PAGE_SIZE * HEAD_DIM
-    v_head_ptr = v_cache_ptr + kv_head * PAGE_SIZE * HEAD_DIM
-    pages_ptr = block_table_ptr + seq.to(tl.int64) * block_table_stride
-    lane = tl.arange(0, BLOCK_N)
-
     zeros = tl.full(q_pos.shape, 0.0, tl.float32)
     zeros_acc = tl.full(q.shape, 0.0, tl.float32)
+    out_row = (first_row + token) * NUM_HEADS + head
+    k_ptr = k_cache_ptr + kv_head * PAGE_SIZE * HEAD_DIM
+    v_ptr = v_cache_ptr + kv_head * PAGE_SIZE * HEAD_DIM
+    pages_ptr = block_table_ptr + seq.to(tl.int64) * block_table_stride
     m, l_sum, acc = zeros - float("inf"), zeros, zeros_acc
-    first_split = min_start // SPLIT_SIZE + tl.program_id(2)
-    num_splits = (max_end + SPLIT_SIZE - 1) // SPLIT_SIZE
-    for split in range(first_split, num_splits, SPLIT_PROGRAMS):
-        m_split, l_split, acc_split = zeros - float("inf"), zeros_l, zeros_acc
-        split_start = tl.maximum(split * SPLIT_SIZE, min_start // BLOCK_N * BLOCK_N)
-        split_end = tl.minimum((split + 1) * SPLIT_SIZE, max_end)
-        for tile_start in range(split_start, split_end, BLOCK_N):
-            key = tile_start + lane
-            is_key = (key >= kv_start) & (key < kv_end)
-            if PAIRS == 1 and PAGE_SIZE >= BLOCK_N:
-                page = tl.load(pages_ptr + tile_start // PAGE_SIZE).to(tl.int64)
-                kv_offsets = page * page_stride + (tile_start % PAGE_SIZE + lane) * HEAD_DIM
-            else:
-                page = tl.load(pages_ptr + key // PAGE_SIZE, mask=is_key, other=0).to(tl.int64)
-                kv_offsets = page * page_stride + (key % PAGE_SIZE) * HEAD_DIM
-            # 0 in place of what was never written: a NaN there times p = 0 would still be NaN
-            kv_mask = tl.expand_dims(is_key, -1) & is_dim
-            k_ptrs = tl.expand_dims(k_head_ptr + kv_offsets, -1) + dim
-            v_ptrs = tl.expand_dims(v_head_ptr + kv_offsets, -1) + dim
-            k = tl.load(k_ptrs, mask=kv_mask, other=0.0)  # [BLOCK_N, BLOCK_D]
-            v = tl.load(v_ptrs, mask=kv_mask, other=0.0)
-
-            k = tl.trans(k, 0, 2, 1) if PAIRS > 1 else tl.trans(k)
-            s = tl.dot(q, k, input_precision="ieee")  # [BLOCK_M, BLOCK_N]
-            if SOFTCAP:
-                s = 1.0 - 2.0 / (tl.exp2(s * softcap_scale) + 1.0)  # tanh
-            distance = tl.expand_dims(q_pos, -1) - key
-            if ALIBI:
-                s = tl.fma(slope, -distance.to(tl.float32), s)
-            is_seen = distance >= 0
+    m_split, l_split, acc_split = zeros - float("inf"), zeros_l, zeros_acc
+    start = start // BLOCK_N * BLOCK_N
+    whole, done = True, True
+    if PARALLEL:
+        num_items = tl.load(record + 6)
+        whole = num_items == 1
+        done = whole
+    if whole:
+        # Masks cost where arithmetic bounds: tall tiles take the keys that every row sees without,
+        # and the window's edge and the diagonal with. Short tiles wait for memory, and each further
+        # loop would wait for it again.
+        full_start, full_end = end, end
+        if TALL:
+            full_start = start
             if WINDOW > 0:
-                is_seen = is_seen & (distance < WINDOW)
-            s = tl.where(is_seen, s, float("-inf"))
-
-            m_new = tl.maximum(m_split, tl.max(s, axis=-1) * score_scale)
-            shift = tl.where(m_new == float("-inf"), 0.0, m_new)
-            p = tl.exp2(tl.fma(s, score_scale, -tl.expand_dims(shift, -1))).to(v.dtype)
-            rescale = tl.expand_dims(tl.exp2(m_split - shift), -1)
-            l_split = tl.dot(p, ones, l_split * rescale, input_precision="ieee")
-            acc_split = tl.dot(p, v, acc_split * rescale, input_precision="ieee")
-            m_split = m_new
-
-        l_row = tl.max(l_split, axis=-1)  # its 16 columns are equal
-        if PARALLEL:
-            partial = ((first_row + token) * NUM_HEADS + head) * max_splits + split
-            partial_ptrs = tl.expand_dims(partial_acc_ptr + partial * HEAD_DIM, -1) + dim
-            tl.store(partial_ptrs, acc_split, mask=q_mask)
-            tl.store(partial_ml_ptr + partial * 2, m_split, mask=is_row)
-            tl.store(partial_ml_ptr + partial * 2 + 1, l_row, mask=is_row)
-        else:
-            m, l_sum, acc = merge_split(m, l_sum, acc, m_split, l_row, acc_split)
-
-    if not PARALLEL:
-        out_row = (first_row + token) * NUM_HEADS + head
+                full_start = (tl.maximum(kv_end - WINDOW, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N
+            full_start = tl.minimum(full_start, end)
+            full_end = tl.maximum((position + 1) // BLOCK_N * BLOCK_N, full_start)
+        for phase in tl.static_range(1 if TALL and WINDOW == 0 else 0, 3 if TALL else 1):
+            m, l_sum, acc, m_split, l_split, acc_split = attend_keys(
+                m, l_sum, acc, m_split, l_split, acc_split,
+                start if phase == 0 else (full_start if phase == 1 else full_end),
+                full_start if phase == 0 else (full_end if phase == 1 else end),
+                q, q_pos, slope, kv_start, kv_end, pages_ptr, k_ptr, v_ptr,
+                score_scale, softcap_scale,
+                True, phase != 1, PAIRS, HEAD_DIM, PAGE_SIZE, PAGE_STRIDE,
+                SPLIT_SIZE, WINDOW, SOFTCAP, ALIBI, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
+        # the last split, where it is not full; a folded one is (-inf, 0, 0) now and adds nothing
+        m, l_sum, acc = merge_split(m, l_sum, acc, m_split, tl.max(l_split, axis=-1), acc_split)
+    if PARALLEL and not whole:
+        slot = tl.load(record + 7).to(tl.int64)
+        first_split = start // SPLIT_SIZE
+        partial_row = (slot + token) * NUM_HEADS + head
+        acc_ptrs = partial_acc_ptr + tl.expand_dims(partial_row * HEAD_DIM, -1) + dim
+        ml_ptrs = partial_ml_ptr + partial_row * 2
+        split_stride = num_tokens * NUM_HEADS
+        for split in range(tl.load(record + 4), tl.load(record + 5)):
+            m_split, l_split, acc_split = zeros - float("inf"), zeros_l, zeros_acc
+            _, _, _, m_split, l_split, acc_split = attend_keys(
+                m, l_sum, acc, m_split, l_split, acc_split,
+                tl.maximum(split * SPLIT_SIZE, start),
+                tl.minimum((split + 1) * SPLIT_SIZE, end),
+                q, q_pos, slope, kv_start, kv_end, pages_ptr, k_ptr, v_ptr,
+                score_scale, softcap_scale,
+                False, True, PAIRS, HEAD_DIM, PAGE_SIZE, PAGE_STRIDE,
+                SPLIT_SIZE, WINDOW, SOFTCAP, ALIBI, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
+            offset = (split - first_split) * split_stride
+            tl.store(acc_ptrs + offset * HEAD_DIM, acc_split, mask=q_mask)
+            tl.store(ml_ptrs + offset * 2, m_split, mask=is_row)
+            tl.store(ml_ptrs + offset * 2 + 1, tl.max(l_split, axis=-1), mask=is_row)
+        # The barrier orders every thread's stores before the atomic of one thread; its release
+        # publishes them. The last to arrive has acquired all others' so, and a second barrier,
+        # by which Triton hands the atomic's result to all threads, orders their loads behind.
+        tl.debug_barrier()
+        arrived = arrived_ptr + slot * NUM_KV_HEADS + kv_head
+        done = tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu") == num_items - 1
+        if done:
+            tl.store(arrived, 0)  # for the next launch
+            num_splits = (end + SPLIT_SIZE - 1) // SPLIT_SIZE - first_split
+            l_sum, acc = fold_splits(
+                acc_ptrs, ml_ptrs, is_row, q_mask, num_splits,
+                split_stride * HEAD_DIM, split_stride * 2, UNROLL,
+            )  # fmt: skip
+    if done:
         out_ptrs = tl.expand_dims(out_ptr + out_row * HEAD_DIM, -1) + dim
         out = acc / tl.expand_dims(l_sum, -1)
         tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=q_mask)
@@ -178,7 +205,7 @@ def paged_attention(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
     block_table: torch.Tensor,
-    tiles: torch.Tensor,
+    items: torch.Tensor,
     out: torch.Tensor,
     softmax_scale: float,
     tokens_per_tile: int,
@@ -186,25 +213,28 @@ def paged_attention(
     sliding_window: int | None = None,
     logit_softcap: float | None = None,
     alibi_slopes: torch.Tensor | None = None,
-    partials: tuple[torch.Tensor, torch.Tensor] | None = None,
+    partials: Partials | None = None,
     pairs: int | None = None,
+    config: AttentionConfig | None = None,
 ) -> torch.Tensor:
-    """Attend from the query tokens of `tiles` to their sequences' pages.
+    """Attend from the query tokens of `items` to their sequences' pages.
 
     Args:
         q: [T, H, D], a view with stride D over heads and any stride over tokens.
         k_cache, v_cache: [num_pages, num_kv_heads, page_size, D], the keys of this step included.
         block_table: [S, M] int32, pages of each sequence of the step.
-        tiles: [max_tiles, 4] int32 from `attention_tiles` with the same `tokens_per_tile`.
-        out: [T, H, D]; rows of no tile are left alone.
+        items: [max_items, 8] int32 from `attention_items` with the same `tokens_per_tile`,
+            `split_size` and `sliding_window`.
+        out: [T, H, D]; rows of no item are left alone.
         split_size: keys a split, a power of two from 128 up.
         sliding_window: a query sees this many keys, its own included.
         logit_softcap: scores become cap * tanh(score / cap).
         alibi_slopes: [H] float32; scores become score - slope * (query position - key position).
-        partials: ([T, H, max_splits, D], [T, H, max_splits, 2]) float32 workspace for the parallel
-            way; max_splits * split_size must cover every sequence. None: the sequential way.
-        pairs: (tile, KV head) pairs of a program, a power of two; default 1, and many in the
+        partials: workspace of as many rows as `attention_items` was told; None if no tile of
+            `items` is in several.
+        pairs: (item, KV head) pairs of a program, a power of two; default 1, and many in the
             interpreter, which takes as long for an operation on many as on one.
+        config: for measurements; default by `choose_config`.
 
     Returns:
         `out`.
@@ -212,61 +242,39 @@ def paged_attention(
     Raises:
         ValueError: a tensor does not fit the rest.
     """
+    check_scalars(softmax_scale, k_cache.shape[2], split_size, sliding_window, logit_softcap, pairs)
+    check_arguments(q, k_cache, v_cache, block_table, items, out, alibi_slopes, partials)
     num_tokens, num_heads, head_dim = q.shape
-    num_pages, num_kv_heads, page_size, _ = k_cache.shape
-    if q.stride(2) != 1 or q.stride(1) != head_dim:
-        raise ValueError(f"q must have strides [any, {head_dim}, 1], got {q.stride()}")
-    if num_heads % num_kv_heads:
-        raise ValueError(f"num_heads must be a multiple of {num_kv_heads}, got {num_heads}")
-    powers = {
-        "page_size": (page_size, 16),
-        "split_size": (split_size, 128),
-        "pairs": (pairs or 1, 1),
-    }
-    for name, (value, least) in powers.items():
-        if value < least or value & (value - 1):
-            raise ValueError(f"{name} must be a power of two from {least} up, got {value}")
-    positive = {"logit_softcap": logit_softcap, "sliding_window": sliding_window}
-    for name, value in ({"softmax_scale": softmax_scale} | positive).items():
-        if value is not None and value <= 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-    check_tensor("k_cache", k_cache, (num_pages, num_kv_heads, page_size, head_dim), q.dtype)
-    check_tensor("v_cache", v_cache, (num_pages, num_kv_heads, page_size, head_dim), q.dtype)
-    check_tensor("block_table", block_table, (None, None), torch.int32)
-    check_tensor("tiles", tiles, (None, 4), torch.int32)
-    check_tensor("out", out, (num_tokens, num_heads, head_dim))
-    if alibi_slopes is not None:
-        check_tensor("alibi_slopes", alibi_slopes, (num_heads,), torch.float32)
-    if tiles.shape[0] == 0:
+    _, num_kv_heads, page_size, _ = k_cache.shape
+    max_items = items.shape[0]
+    if max_items == 0:
         return out
-    max_splits = partials[0].shape[2] if partials else 1
-    split_programs = min(max_splits, 32)
     group = num_heads // num_kv_heads
     block_m = max(16, triton.next_power_of_2(tokens_per_tile * group))
-    block_n = choose_key_block(q.dtype)
     block_d = max(16, triton.next_power_of_2(head_dim))
+    block_n, num_warps, num_stages = config or choose_config(q.dtype, block_m, block_d, num_tokens)
     score_scale = LOG2_E * (softmax_scale if logit_softcap is None else logit_softcap)
-    num_pairs = tiles.shape[0] * num_kv_heads
+    num_pairs = max_items * num_kv_heads
     if pairs is None:
-        pairs = min(32, triton.next_power_of_2(num_pairs)) if interpreted() else 1
-    tile_grid = (tiles.shape[0], num_kv_heads) if pairs == 1 else (triton.cdiv(num_pairs, pairs), 1)
-    _paged_attention_kernel[(*tile_grid, split_programs)](
+        many = interpreted() and partials is None
+        pairs = min(32, triton.next_power_of_2(num_pairs)) if many else 1
+    grid = (num_kv_heads, max_items) if pairs == 1 else (triton.cdiv(num_pairs, pairs),)
+    _paged_attention_kernel[grid](
         q,
         k_cache,
         v_cache,
         block_table,
-        tiles,
+        items,
         alibi_slopes if alibi_slopes is not None else q,
         out,
-        partials[0] if partials else out,
-        partials[1] if partials else out,
+        *(partials or (out, out, items)),
         score_scale,
         2 * LOG2_E * softmax_scale / logit_softcap if logit_softcap else 0.0,
         LOG2_E / score_scale,
         q.stride(0),
         block_table.stride(0),
-        tiles.shape[0],
-        max_splits,
+        max_items,
+        FIELDS=ITEM_FIELDS,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
         GROUP=group,
@@ -277,16 +285,13 @@ def paged_attention(
         SOFTCAP=logit_softcap is not None,
         ALIBI=alibi_slopes is not None,
         PARALLEL=partials is not None,
-        SPLIT_PROGRAMS=split_programs,
         PAIRS=pairs,
+        UNROLL=1 if interpreted() else 4,
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_D=block_d,
-        num_warps=8 if block_m >= 64 else 4,
-        # half the stages go to the block table's loads, which K and V wait for
-        num_stages=5 if block_n * block_d * q.element_size() <= 2**14 else 3,
+        num_warps=num_warps,
+        num_stages=num_stages,
+        **pdl(),
     )
-    if partials is not None:
-        cut = (num_kv_heads, tokens_per_tile, split_size, sliding_window)
-        attention_merge(tiles, *partials, out, *cut)
     return out

@@ -2,12 +2,13 @@
 
 The noise of token `id` in the draw at `position` of a request with `seed` is
 
-    bits = Philox4x32-10(key=seed, counter=(id // 4, position, 0, 0))[id % 4]
+    bits = Philox4x32-10(key=seed, counter=(id // 4, position, level, 0))[id % 4]
     u    = min((bits + 1/2) / 2^32, 1 - 2^-24)
     g    = -log(-log(1 - u))                            standard Gumbel, between -2.8 and 22.9
 
-One Philox call serves four neighbouring tokens. u is the small side of the uniform, because the
-draw is decided by large g, that is by u near 0, where fp32 is finest.
+One Philox call serves four neighbouring tokens. Level 0 is the noise of tokens; level 1 that of
+chunks of tokens, with the number of the chunk for the id (plain_draw.py). u is the small side of
+the uniform, because the draw is decided by large g, that is by u near 0, where fp32 is finest.
 
 Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 Maddison, Tarlow, Minka: "A* sampling" (2014) for the Gumbel-max trick.
@@ -22,6 +23,7 @@ import triton.language as tl
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+TOKENS_LEVEL, CHUNKS_LEVEL = tl.constexpr(0), tl.constexpr(1)
 LARGEST_U = tl.constexpr(1 - 2**-24)
 SMALL_U = tl.constexpr(2**-4)
 LN_2 = tl.constexpr(math.log(2))
@@ -40,13 +42,14 @@ def _log(x, NVIDIA: tl.constexpr):
 
 @triton.jit
 def gumbel_noise(
-    seeds, positions, groups, ROWS: tl.constexpr, BLOCK: tl.constexpr, NVIDIA: tl.constexpr
-):
+    seeds, positions, groups, LEVEL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    NVIDIA: tl.constexpr,
+):  # fmt: skip
     """Noise for draws of seeds and positions [ROWS]: fp32 [ROWS, BLOCK], four neighbours for each
-    of groups [ROWS or 1, BLOCK // 4] int32, the token ids over 4."""
+    of groups [ROWS or 1, BLOCK // 4] int32, the ids (of tokens or chunks) over 4."""
     zero = tl.full([ROWS, BLOCK // 4], 0, tl.int32)
     groups, seeds, positions = zero + groups, seeds[:, None], positions[:, None]
-    first, second, third, fourth = tl.philox(seeds, groups, zero + positions, zero, zero)
+    first, second, third, fourth = tl.philox(seeds, groups, zero + positions, zero + LEVEL, zero)
     bits = tl.reshape(tl.join(tl.join(first, third), tl.join(second, fourth)), [ROWS, BLOCK])
     u = tl.minimum((bits.to(tl.float32) + 0.5) * 2.0**-32, LARGEST_U)
     # 1 - u loses the low bits of a small u, so there the series of -log(1 - u) takes over.
@@ -56,12 +59,12 @@ def gumbel_noise(
 
 
 def philox_ref(
-    seed: int, position: int, num_groups: int, device: str | torch.device = "cpu"
+    seed: int, position: int, num_groups: int, device: str | torch.device = "cpu", level: int = 0
 ) -> torch.Tensor:
-    """Philox4x32-10 by the book, in int64: words of counters (0.., position, 0, 0), flattened."""
+    """Philox4x32-10 by the book, in int64: words of counters (0.., position, level, 0)."""
     mask = 0xFFFFFFFF
     words = [torch.arange(num_groups, dtype=torch.int64, device=device)]
-    words += [torch.full_like(words[0], word) for word in (position, 0, 0)]
+    words += [torch.full_like(words[0], word) for word in (position, level, 0)]
     low, high = seed & mask, (seed >> 32) & mask
     for _ in range(ROUNDS):
         first = _wide_product(words[0], MULTIPLIERS[0])
@@ -79,9 +82,9 @@ def _wide_product(words: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch
 
 
 def gumbel_noise_ref(
-    seed: int, position: int, vocab_size: int, device: str | torch.device = "cpu"
+    seed: int, position: int, count: int, device: str | torch.device = "cpu", level: int = 0
 ) -> torch.Tensor:
-    """Noise of every token of one draw, fp32 [vocab_size]."""
-    bits = philox_ref(seed, position, triton.cdiv(vocab_size, 4), device)[:vocab_size]
+    """Noise of the first `count` tokens, or chunks, of one draw: fp32 [count]."""
+    bits = philox_ref(seed, position, triton.cdiv(count, 4), device, level)[:count]
     u = ((bits.float() + 0.5) * 2.0**-32).clamp_max(LARGEST_U.value)
     return -torch.log(-torch.log1p(-u.double())).float()

@@ -13,13 +13,14 @@ Row i is drawn with the parameters of slot slots[i], in vLLM's order:
 A temperature under 1e-5 is greedy: no filter, no noise, score's temperature is 1. Filters keep or
 drop equal logits together, so ties at a threshold are all kept. The noise is keyed by
 (seed, position, token): a draw depends neither on the batch nor on the row it happens to be in.
+Rows without filters are drawn by chunks under `gumbel_score`: plain_draw.py, same distribution.
 A row with NaN or +inf, or with nothing but -inf left, gets token -1 and logprob 0.
 
 Two kernels. The first has a program for each block of the vocabulary of a row, grid
-[blocks, B / ROWS]: it writes the block's best token and softmax sum, or, for a row with filters,
-the largest logit of each chunk of CHUNK tokens. The second has a program a row, grid [B / ROWS]: it
-folds the blocks, and draws the token of a row with filters (see filtered_draw.py). ROWS is 1 on a
-GPU. How a row is cut follows the vocabulary alone, so its bits do not depend on the batch. Rows
+[blocks, B / ROWS]: it writes the block's softmax sum, and its best token or, for a row that is
+drawn by chunks or has filters, a number for each chunk of CHUNK tokens. The second has a program a
+row, grid [B / ROWS]: it folds the blocks and draws (for filters see filtered_draw.py). ROWS is 1 on
+a GPU. How a row is cut follows the vocabulary alone, so its bits do not depend on the batch. Rows
 from num_rows on are left alone. Everything contiguous.
 
 Gumbel, "Statistical theory of extreme values" (1954); Maddison et al., "A* sampling" (2014).
@@ -34,7 +35,8 @@ from paged.kernels.filtered_draw import draw_from_candidates, draw_from_row, loa
 from paged.kernels.floor_search import LOWEST
 from paged.kernels.launch import check_tensor, on_nvidia, pdl
 from paged.kernels.logit_process import NUM_STOP_IDS, process_logits
-from paged.kernels.philox import gumbel_noise
+from paged.kernels.philox import TOKENS_LEVEL, gumbel_noise
+from paged.kernels.plain_draw import chunk_logits, draw_by_chunks
 from paged.kernels.sampling_tiles import NUM_PARTIALS, SampleWorkspace, choose_tiles
 
 # What the first kernel leaves of a block, all float32 (ids and flags by their bits).
@@ -68,9 +70,9 @@ def _load_rows(slots_ptr, num_rows_ptr, max_rows, first, ROWS: tl.constexpr):
 def _sample_blocks_kernel(
     logits_ptr, slots_ptr, num_rows_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr,
     position_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, chunk_peaks_ptr, max_rows, vocab_size,
-    score: tl.constexpr, GREEDY: tl.constexpr, NUM_STOP_IDS: tl.constexpr,
-    NUM_PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
-    NVIDIA: tl.constexpr, PDL: tl.constexpr,
+    score: tl.constexpr, GREEDY: tl.constexpr, BY_CHUNKS: tl.constexpr,
+    NUM_STOP_IDS: tl.constexpr, NUM_PARTIALS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_V: tl.constexpr, CHUNK: tl.constexpr, NVIDIA: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -100,21 +102,26 @@ def _sample_blocks_kernel(
     tl.store(fields + FILTERED * num_blocks, flags, mask=live)
 
     logits = process_logits(raw, ids, slots, too_short, stop_ids_ptr, NUM_STOP_IDS)
+    plain = random & live & (filtered == 0)
+    chunks = block * (BLOCK_V // CHUNK) + tl.arange(0, BLOCK_V // CHUNK)[None, :]
+    chunk_ptrs = chunk_peaks_ptr + rows[:, None] * num_blocks * (BLOCK_V // CHUNK) + chunks
     if tl.max(filtered.to(tl.int32), axis=0) > 0:
         chunk_peaks = tl.max(tl.reshape(logits, [ROWS, BLOCK_V // CHUNK, CHUNK]), axis=2)
         peak = tl.maximum(tl.max(chunk_peaks, axis=1), LOWEST)
         mass = tl.sum(tl.exp((logits - peak[:, None]) * (1 / temperature)[:, None]), axis=1)
         tl.store(fields + PEAK * num_blocks, peak, mask=live)
         tl.store(fields + MASS * num_blocks, mass, mask=live)
-        chunks = block * (BLOCK_V // CHUNK) + tl.arange(0, BLOCK_V // CHUNK)
-        chunk_ptrs = chunk_peaks_ptr + rows * num_blocks * (BLOCK_V // CHUNK)
-        tl.store(chunk_ptrs[:, None] + chunks[None, :], chunk_peaks, mask=live[:, None])
-    if tl.min(filtered.to(tl.int32), axis=0) == 0:
+        tl.store(chunk_ptrs, chunk_peaks, mask=(live & filtered)[:, None])
+    if BY_CHUNKS and tl.max(plain.to(tl.int32), axis=0) > 0:
+        of_chunks = chunk_logits(logits, temperature, ROWS, BLOCK_V, CHUNK)
+        tl.store(chunk_ptrs, of_chunks, mask=plain[:, None])
+    by_token = (filtered == 0) & ((random == 0) | (not BY_CHUNKS))
+    if tl.max(by_token.to(tl.int32), axis=0) > 0:
         noise = tl.full([ROWS, BLOCK_V], 0.0, tl.float32)
-        if not GREEDY and tl.max((random & live).to(tl.int32), axis=0) > 0:
+        if not GREEDY and not BY_CHUNKS and tl.max(plain.to(tl.int32), axis=0) > 0:
             groups = block * (BLOCK_V // 4) + tl.arange(0, BLOCK_V // 4)[None, :]
             seeds = tl.load(seed_ptr + slots)
-            noise = gumbel_noise(seeds, positions, groups, ROWS, BLOCK_V, NVIDIA)
+            noise = gumbel_noise(seeds, positions, groups, TOKENS_LEVEL, ROWS, BLOCK_V, NVIDIA)
             noise = tl.where(random[:, None], noise, 0.0)
         scores = score(logits, noise, temperature[:, None])
         possible = (logits >= LOWEST) & (scores > float("-inf"))
@@ -131,10 +138,11 @@ def _sample_rows_kernel(
     logits_ptr, slots_ptr, num_rows_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr,
     position_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, chunk_peaks_ptr, picked_ptr,
     out_tokens_ptr, out_logprobs_ptr, max_rows, vocab_size, num_blocks,
-    score: tl.constexpr, GREEDY: tl.constexpr, NUM_STOP_IDS: tl.constexpr,
-    NUM_PARTIALS: tl.constexpr, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, PICKED: tl.constexpr, WALK: tl.constexpr,
-    PIVOTS: tl.constexpr, NVIDIA: tl.constexpr, PDL: tl.constexpr,
+    score: tl.constexpr, GREEDY: tl.constexpr, BY_CHUNKS: tl.constexpr,
+    NUM_STOP_IDS: tl.constexpr, NUM_PARTIALS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_V: tl.constexpr, CHUNK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr,
+    PICKED: tl.constexpr, WALK: tl.constexpr, PIVOTS: tl.constexpr, NVIDIA: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -162,20 +170,28 @@ def _sample_rows_kernel(
     live_sum = live & (raw_sum > 0)
 
     if not GREEDY:
+        random, temperature, count, share, ratio = load_filters(
+            slots, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, vocab_size, GREEDY
+        )
+        positions = tl.load(position_ptr + slots)
+        too_short = positions < tl.load(min_len_ptr + slots)
+        seeds = tl.load(seed_ptr + slots)
         filtered = live_sum & (tl.max(flags.to(tl.int32, bitcast=True), axis=1) > 0)
+        num_chunks = num_blocks * (BLOCK_V // CHUNK)
+        plain = live_sum & random & (filtered == 0)
+        if BY_CHUNKS and tl.max(plain.to(tl.int32), axis=0) > 0:
+            drawn = draw_by_chunks(
+                row_ptrs, vocab_size, slots, too_short, stop_ids_ptr,
+                chunk_peaks_ptr + rows * num_chunks, num_chunks, temperature, seeds, positions,
+                plain, score, NUM_STOP_IDS, ROWS, CHUNK, CHUNKS, NVIDIA,
+            )  # fmt: skip
+            tokens = tl.where(plain, drawn, tokens)
         if tl.max(filtered.to(tl.int32), axis=0) > 0:
-            _, temperature, count, share, ratio = load_filters(
-                slots, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, vocab_size, GREEDY
-            )
-            positions = tl.load(position_ptr + slots)
-            too_short = positions < tl.load(min_len_ptr + slots)
-            seeds = tl.load(seed_ptr + slots)
             there = there & filtered[:, None]
             peaks = tl.load(fields + PEAK * num_blocks, mask=there, other=LOWEST)
             masses = tl.load(fields + MASS * num_blocks, mask=there, other=0.0)
             peak = tl.max(peaks, axis=1)
             scale = tl.exp((peaks - peak[:, None]) * (1 / temperature)[:, None])
-            num_chunks = num_blocks * (BLOCK_V // CHUNK)
             drawn, known = draw_from_candidates(
                 row_ptrs, vocab_size, slots, too_short, stop_ids_ptr,
                 chunk_peaks_ptr + rows * num_chunks, num_chunks, picked_ptr + rows * PICKED,
@@ -259,9 +275,9 @@ def sample(
     )  # fmt: skip
     greedy = score is greedy_score
     shared = {
-        "score": score, "GREEDY": greedy, "NUM_STOP_IDS": NUM_STOP_IDS,
-        "NUM_PARTIALS": NUM_PARTIALS, "ROWS": tiles.rows, "BLOCK_V": tiles.block_v,
-        "CHUNK": tiles.chunk, "NVIDIA": on_nvidia(), **pdl(),
+        "score": score, "GREEDY": greedy, "BY_CHUNKS": score is gumbel_score,
+        "NUM_STOP_IDS": NUM_STOP_IDS, "NUM_PARTIALS": NUM_PARTIALS, "ROWS": tiles.rows,
+        "BLOCK_V": tiles.block_v, "CHUNK": tiles.chunk, "NVIDIA": on_nvidia(), **pdl(),
     }  # fmt: skip
     groups = triton.cdiv(rows, tiles.rows)
     _sample_blocks_kernel[(blocks, groups)](

@@ -2,12 +2,12 @@
 
 import torch
 
+from paged.kernels import sampling_tiles
 from paged.kernels.filtered_draw import GREEDY_BELOW
 from paged.kernels.floor_search import keep_ref
 from paged.kernels.logit_process import NUM_STOP_IDS
 from paged.kernels.philox import gumbel_noise_ref
 from paged.kernels.sampling import greedy_score, gumbel_score
-from paged.kernels.sampling_tiles import sample_workspace
 
 
 def sample_ref(
@@ -28,12 +28,30 @@ def sample_ref(
         scores = masked
         if score is not greedy_score and heat >= GREEDY_BELOW.value:
             filters = (int(top_k[slot]), float(top_p[slot]), float(min_p[slot]))
-            noise = gumbel_noise_ref(int(seed[slot]), int(position[slot]), masked.shape[0])
-            scores = masked / heat + noise.to(masked.device)
+            key = (int(seed[slot]), int(position[slot]))
+            noise = gumbel_noise_ref(*key, masked.shape[0]).to(masked.device)
+            scores = masked / heat + noise
             scores = scores.where(keep_ref(masked, heat, *filters), float("-inf"))
+            if not is_filtered(*filters, masked.shape[0]):
+                scores = scores.where(_drawn_chunk(masked / heat, *key), float("-inf"))
         tokens[row] = int((scores == scores.max()).nonzero()[0])
         logprobs[row] = logits[row].log_softmax(0)[tokens[row]]
     return tokens, logprobs
+
+
+def is_filtered(top_k: int, top_p: float, min_p: float, vocab_size: int) -> bool:
+    """Whether a filter is on."""
+    return 0 < top_k < vocab_size or top_p < 1 or min_p > 0
+
+
+def _drawn_chunk(logits: torch.Tensor, seed: int, position: int) -> torch.Tensor:
+    """Which tokens are in the chunk that a row without filters draws from: bool [V]."""
+    chunk = sampling_tiles.choose_tiles(1, logits.shape[0]).chunk
+    of_token = torch.arange(logits.shape[0], device=logits.device) // chunk
+    mass = torch.zeros(int(of_token[-1]) + 1, dtype=torch.float64, device=logits.device)
+    mass.index_add_(0, of_token, (logits - logits.max()).double().exp())
+    noise = gumbel_noise_ref(seed, position, mass.shape[0], level=1).to(logits.device)
+    return of_token == int((mass.log() + noise).argmax())
 
 
 def sample_inputs(device="cpu", dtype=torch.float32, rows=6, vocab_size=300, score=gumbel_score):
@@ -62,7 +80,7 @@ def sample_inputs(device="cpu", dtype=torch.float32, rows=6, vocab_size=300, sco
         "min_len": torch.zeros(rows, dtype=torch.int32, device=device),
         "out_tokens": torch.full((rows,), -7, dtype=torch.int32, device=device),
         "out_logprobs": torch.full((rows,), float("nan"), device=device),
-        "workspace": sample_workspace(rows, vocab_size, device),
+        "workspace": sampling_tiles.sample_workspace(rows, vocab_size, device),
         "score": score,
     }
 

@@ -34,7 +34,7 @@ class SampleWorkspace(NamedTuple):
 def choose_tiles(rows: int, vocab_size: int) -> Tiles:
     """Tile sizes for rows of vocab_size logits."""
     if interpreted():
-        block = min(max(64, triton.next_power_of_2(vocab_size)), 16384)
+        block = min(max(256, triton.next_power_of_2(vocab_size)), 16384)
         together = min(triton.next_power_of_2(max(rows, 1)), 65536 // block)
         return Tiles(block, 1, 64, 128, 1, block, 8, together)
     block = min(max(256, triton.next_power_of_2(vocab_size)), 4096)

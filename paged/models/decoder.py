@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from paged.interfaces import Attention, AttentionMeta, AttentionSpec
-from paged.kernels.activation import gated_activation
 from paged.kernels.embedding import embedding
+from paged.kernels.gated_linear import gated_linear
 from paged.kernels.linear import linear
 from paged.kernels.norm import norm
 from paged.kernels.rope_kv import rope_kv
@@ -33,7 +33,7 @@ class Layer:
     k_norm: torch.Tensor | None
     o: Affine
     mlp_norm: Affine
-    up: Affine  # gate and up side by side in a gated MLP
+    up: Affine  # gate rows, then up rows, in a gated MLP
     down: Affine
     attention: AttentionSpec
 
@@ -110,7 +110,6 @@ class Decoder:
         self.residual, self.hidden = rows(spec.hidden_size), rows(spec.hidden_size)
         self.qkv = rows(spec.q_size + 2 * spec.kv_size)
         self.attended = rows(spec.q_size)
-        self.gate_up = rows(2 * spec.intermediate_size) if spec.gated else None
         self.activated = rows(spec.intermediate_size)
         self.logits = torch.zeros(
             min(max_num_seqs, tokens), spec.vocab_size, dtype=torch.float32, device=self.device
@@ -224,10 +223,6 @@ class Decoder:
         """hidden = down(act(up(hidden))), or down(act(gate(hidden)) * up(hidden))."""
         hidden, activated = self.hidden[:capacity], self.activated[:capacity]
         up, down, activation = layer.up, layer.down, self.spec.activation
-        if self.gate_up is None:
-            linear(hidden, up.weight, num_tokens, activated, bias=up.bias, activation=activation)
-        else:
-            gate_up = self.gate_up[:capacity]
-            linear(hidden, up.weight, num_tokens, gate_up, bias=up.bias)
-            gated_activation(gate_up, num_tokens, activated, activation)
+        project = gated_linear if self.spec.gated else linear
+        project(hidden, up.weight, num_tokens, activated, activation=activation, bias=up.bias)
         linear(activated, down.weight, num_tokens, hidden, bias=down.bias)

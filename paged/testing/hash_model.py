@@ -130,7 +130,7 @@ class HashModel:
     def copy(self, source: torch.Tensor, target: torch.Tensor, num_copies: torch.Tensor) -> None:
         """Copy pages, as `copy_pages` does."""
         count = int(num_copies)
-        self.kv[target[:count].long()] = self.kv[source[:count].long()]
+        self.kv[target[:count].cpu().long()] = self.kv[source[:count].cpu().long()]
 
     def score(self, requests: RequestTable, drops: Drops) -> None:
         """Write the scores of a compression policy that looks at what pages hold."""

@@ -104,10 +104,9 @@ def test_waiting_for_the_device_leaves_the_core_alone(llm):
     torch.cuda.synchronize()
     torch.cuda._sleep(int(2e9))
     cpu, began = time.thread_time(), time.perf_counter()
-    llm.engine.step()
-    cpu, wall = time.thread_time() - cpu, time.perf_counter() - began
     while llm.engine.has_unfinished:
         llm.engine.step()
+    cpu, wall = time.thread_time() - cpu, time.perf_counter() - began
     assert wall > 0.5
     assert cpu < 0.5 * wall
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from paged.kernels.linear import linear, linear_inputs, linear_ref, linear_tiles
+from paged.kernels.linear import linear, linear_inputs, linear_ref
+from paged.kernels.linear_tiles import pointer_tiles
 from paged.testing.interpreting import rowwise_dots
 from paged.testing.tolerances import assert_close
 
@@ -61,7 +62,10 @@ def test_rows_past_num_tokens_stay_untouched(num_tokens, with_rows, device, dtyp
 def test_bits_of_a_row_do_not_depend_on_the_batch(in_features, out_features, device, dtype):
     shape = {"in_features": in_features, "out_features": out_features, "with_bias": True}
     results = []
-    for capacity, row in ((1, 0), (16, 15), (64, 33), (128, 100), (256, 200), (512, 511)):
+    capacities = [(1, 0), (16, 15), (64, 33), (128, 100), (256, 200), (512, 511)]
+    if device != "cpu":
+        capacities += [(1024, 77), (2048, 2047), (8192, 5000)]
+    for capacity, row in capacities:
         inputs = linear_inputs(device, dtype, capacity=capacity, **shape)
         generator = torch.Generator().manual_seed(1)
         inputs["x"][row] = torch.randn(in_features, generator=generator).to(device, dtype)
@@ -73,10 +77,48 @@ def test_bits_of_a_row_do_not_depend_on_the_batch(in_features, out_features, dev
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
+def test_selected_rows_have_the_same_bits(device, dtype):
+    inputs = linear_inputs(device, dtype, capacity=300, in_features=512)
+    rows = torch.arange(300, dtype=torch.int32, device=device).flip(0).contiguous()
+    selected = torch.full_like(inputs["out"], float("nan"))
+    with rowwise_dots():
+        linear(**inputs)
+        linear(**inputs | {"rows": rows, "out": selected})
+    assert torch.equal(selected, inputs["out"].flip(0))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("capacity", [16, 64, 256, 1024])
+def test_a_captured_chain_waits_for_each_layer(capacity):
+    """With programmatic dependent launch a layer starts before the one it reads from has ended."""
+    options = {"dtype": torch.bfloat16, "device": "cuda"}
+    width = 4096
+    weights = [torch.randn(width, width, **options) / width**0.5 for _ in range(12)]
+    buffers = [torch.randn(capacity, width, **options) for _ in range(2)]
+    start = buffers[0].clone()
+    num_tokens = torch.full((1,), capacity, dtype=torch.int32, device="cuda")
+
+    def chain(after_each=lambda: None):
+        buffers[0].copy_(start)
+        for i, weight in enumerate(weights):
+            linear(buffers[i % 2], weight, num_tokens, buffers[1 - i % 2])
+            after_each()
+
+    chain(torch.cuda.synchronize)
+    expected = buffers[0].clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        chain()
+    for _ in range(20):
+        buffers[0].zero_()
+        graph.replay()
+        assert torch.equal(buffers[0], expected)
+
+
 def test_the_interpreter_walks_k_in_the_same_steps_for_every_batch(dtype):
     for in_features in (16, 129, 576, 4096, 14336):
         steps = {
-            linear_tiles(capacity, 4096, in_features, dtype, interpreted=True).block_k
+            pointer_tiles(capacity, 4096, in_features, dtype, interpreted=True).block_k
             for capacity in (1, 15, 16, 17, 64, 129, 513, 8192)
         }
         assert len(steps) == 1

@@ -45,6 +45,11 @@ def least_score(logit, gumbel, temperature):
     return -logit
 
 
+@triton.jit
+def noise_score(logit, gumbel, temperature):
+    return gumbel
+
+
 def rows_of(logits, device, **columns):
     """Inputs with row i of `logits` in slot i, columns given as one number or a list; all off."""
     rows, vocab_size = logits.shape
@@ -74,7 +79,7 @@ def test_tokens_equal_the_reference_given_the_same_noise(vocab_size, device, dty
 def test_reference_noise_is_philox_and_gumbel():
     # First vector of the known answers that come with Random123.
     assert philox_ref(0, 0, 1).tolist() == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
-    noise = gumbel_noise_ref(seed=-3, position=9, vocab_size=200_000)
+    noise = gumbel_noise_ref(seed=-3, position=9, count=200_000)
     assert noise.mean().item() == pytest.approx(0.57722, abs=0.02)
     assert noise.var().item() == pytest.approx(1.64493, abs=0.04)
 
@@ -84,7 +89,8 @@ def test_noise_is_the_references_for_any_seed_and_position(device):
     inputs["seed"][:] = torch.arange(64, device=device) * (2**57 + 12345) - 2**62
     inputs["position"][:] = torch.arange(64, device=device) * 33_000_000
     keys = zip(inputs["seed"].tolist(), inputs["position"].tolist())
-    assert draw(inputs) == [int(gumbel_noise_ref(*key, 101).argmax()) for key in keys]
+    expected = [int(gumbel_noise_ref(*key, 101).argmax()) for key in keys]
+    assert draw(inputs, score=noise_score) == expected
 
 
 @pytest.mark.parametrize("columns", FILTERS)
@@ -101,6 +107,37 @@ def test_draws_follow_the_filtered_distribution(columns, device):
     expected = draws * torch.softmax((logits / setting["temperature"])[kept].double(), dim=0)
     chi_square = ((counts[kept] - expected).square() / expected).sum().item()
     freedom = int(kept.sum()) - 1
+    assert chi_square < freedom + 5 * (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("columns", "draws", "vocab_size"),
+    [
+        ({"temperature": 0.7}, 1000, 600),
+        *(
+            pytest.param(columns, 4000, size, marks=pytest.mark.gpu)
+            for size in (32_000, 128_256, 151_936)
+            for columns in ({}, {"temperature": 0.7}, {"top_k": 50, "top_p": 0.9})
+        ),
+    ],
+)
+def test_draws_follow_the_distribution_across_chunks(columns, draws, vocab_size, device, cut):
+    logits = 2.5 * torch.randn(vocab_size, generator=torch.Generator().manual_seed(3))
+    bins = torch.randint(40, (vocab_size,), generator=torch.Generator().manual_seed(4))
+    setting = OFF | columns
+    probabilities = torch.softmax(logits.double() / setting["temperature"], dim=0)
+    probabilities = torch.where(keep_ref(logits, **setting), probabilities, 0.0)
+    expected = torch.zeros(40, dtype=torch.float64).index_add_(0, bins, probabilities)
+    expected *= draws / expected.sum()
+    counts = torch.zeros(40)
+    for first in range(0, draws, 1000):
+        inputs = rows_of(logits.expand(1000, vocab_size), device, **columns)
+        inputs["seed"][:] = torch.arange(first, first + 1000, device=device)
+        counts += torch.bincount(bins[torch.tensor(draw(inputs))], minlength=40)
+    likely = expected > 5
+    assert likely.sum() > 3
+    chi_square = ((counts - expected).square() / expected)[likely].sum().item()
+    freedom = int(likely.sum())
     assert chi_square < freedom + 5 * (2 * freedom) ** 0.5
 
 

@@ -127,7 +127,7 @@ def test_preemption_chunks_and_prefix_hits_change_no_bit(device, saved, policy):
         )  # fmt: skip
         crowd.generate(PROMPT[:40], urgent)
         live = crowd.submit(PROMPT, long)
-        while len(live.token_ids) < 20:
+        while len(live.token_ids) < 15:
             crowd.engine.step()
         dropped = int(crowd.engine.requests.num_dropped.max())
         crowd.generate(PROMPT[::-1], urgent)

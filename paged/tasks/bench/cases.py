@@ -8,13 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from paged.interfaces import Attention
-from paged.kernels.activation import (
-    activate_ref,
-    gated_activation,
-    gated_activation_inputs,
-    gated_activation_ref,
-)
+from paged.kernels.activation import activate_ref
 from paged.kernels.embedding import embedding, embedding_inputs, embedding_ref
+from paged.kernels.gated_linear import gated_linear, gated_linear_inputs, gated_linear_ref
 from paged.kernels.linear import linear, linear_inputs, linear_ref
 from paged.kernels.norm import norm, norm_inputs, norm_ref
 from paged.kernels.rope_kv import rope_kv, rope_kv_inputs, rope_kv_ref
@@ -62,19 +58,19 @@ class Shapes:
 def row_cases(shapes: Shapes, rows: int) -> Iterator[Case]:
     """The operations of a layer that work on each token by itself, for `rows` tokens."""
     spec = shapes.spec
-    up = 2 * spec.intermediate_size if spec.gated else spec.intermediate_size
     linears = {
         "qkv": (spec.q_size + 2 * spec.kv_size, spec.hidden_size),
         "o": (spec.hidden_size, spec.q_size),
-        "gate_up" if spec.gated else "up": (up, spec.hidden_size),
         "down": (spec.hidden_size, spec.intermediate_size),
     }
+    if not spec.gated:
+        linears["up"] = (spec.intermediate_size, spec.hidden_size)
     for name, (out_features, in_features) in linears.items():
         yield linear_case(shapes, f"linear {name}", rows, out_features, in_features)
     yield norm_case(shapes, rows)
     yield rope_case(shapes, rows)
     if spec.gated:
-        yield activation_case(shapes, rows)
+        yield gated_case(shapes, rows)
     yield embedding_case(shapes, rows)
 
 
@@ -153,27 +149,30 @@ def rope_case(shapes: Shapes, rows: int) -> Case:
                 rows * moved * shapes.dtype.itemsize)  # fmt: skip
 
 
-def activation_case(shapes: Shapes, rows: int) -> Case:
-    spec, name = shapes.spec, shapes.spec.activation
-    width = spec.intermediate_size
+def gated_case(shapes: Shapes, rows: int) -> Case:
+    spec, size = shapes.spec, shapes.dtype.itemsize
+    name, width, in_features = spec.activation, spec.intermediate_size, spec.hidden_size
 
     def make() -> dict:
-        return gated_activation_inputs(
-            **shapes.on, capacity=rows, num_tokens=rows, width=width, activation=name
+        inputs = gated_linear_inputs(
+            **shapes.on, capacity=rows, in_features=in_features, width=16, activation=name
         )
+        weight = torch.randn(2 * width, in_features, device=shapes.device) / in_features**0.5
+        out = torch.full((rows, width), float("nan"), **shapes.on)
+        return inputs | {"weight": weight.to(shapes.dtype), "out": out}
 
     def library(inputs: dict) -> torch.Tensor:
-        gate, up = inputs["gate_up"].chunk(2, dim=1)
+        gate, up = F.linear(inputs["x"][:rows], inputs["weight"]).chunk(2, dim=1)
         return activate_ref(gate, name) * up
 
     return Case(
-        f"gated {name}, {rows} rows",
+        f"gated {name} {2 * width}x{in_features}, {rows} rows",
         make,
-        lambda inputs: gated_activation(**inputs),
-        lambda inputs: assert_close(inputs["out"], gated_activation_ref(**inputs)),
-        3 * rows * width * shapes.dtype.itemsize,
-        0.0,
-        {"torch": library},
+        lambda inputs: gated_linear(**inputs),
+        lambda inputs: assert_close(inputs["out"], gated_linear_ref(**inputs)),
+        size * (2 * width * in_features + rows * (in_features + width)),
+        4.0 * rows * width * in_features,
+        {"cuBLAS": library},
     )
 
 
