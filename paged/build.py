@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from paged.arguments import check_arguments, parameters_of
 from paged.eviction.base import ScoreEviction
 from paged.kernels.launch import interpreted
+from paged.kv.compression.base import ScoreCompression
 from paged.kv.paged import PagedKV
 from paged.llm import LLM
 from paged.request import SamplingParams
@@ -32,6 +33,7 @@ WRAPPERS: dict[str, tuple[type, str, int]] = {
     "eviction": (ScoreEviction, "score", 2),
     "kv": (PagedKV, "reserve_len", 3),
     "sampler": (ScoreSampler, "score", 3),
+    "kv.compression": (ScoreCompression, "score", 1),
 }
 
 SIMULATION = "paged.tasks.simulate.simulate"
@@ -71,9 +73,13 @@ def locate(path: str, target: object) -> Callable:
     return found
 
 
-def component(group: str, node: DictConfig) -> Any:
+def component(group: str, node: DictConfig | dict[str, Any]) -> Any:
     """Build what `node` describes, after checking every key against the target's signature."""
-    given = _plain(group, node)
+    given = dict(node) if isinstance(node, dict) else _plain(group, node)
+    for inner in [key for key in given if f"{group}.{key}" in WRAPPERS]:
+        part = given.pop(inner)
+        if part:  # the choice `none` is empty
+            given[inner] = component(f"{group}.{inner}", part)
     target = locate(group, given.pop("_target_", None))
     if inspect.isclass(target) or group not in WRAPPERS:
         return target(**check_arguments(group, given, parameters_of(target)))

@@ -89,7 +89,7 @@ class Engine:
         self.mailbox.check_in_flight(in_flight)
         if not watchdog_seconds > 0:
             raise ValueError(f"watchdog_seconds must be positive, got {watchdog_seconds}")
-        self.limits = Limits(sizes, vocab_size, tuple(eos_ids), reserves=kv.reserve_len is not None)
+        self.limits = Limits(sizes, vocab_size, tuple(eos_ids), kv.peak_pages)
         self.device_step = Step(
             sizes=sizes,
             requests=self.requests,
@@ -115,7 +115,7 @@ class Engine:
         self.num_steps = self._tickets = 0
         self.clock = clock
         self._started = clock()
-        self._queue = CommandQueue(self.mailbox, self.ledger, shares=not self.limits.reserves)
+        self._queue = CommandQueue(self.mailbox, self.ledger, shares=kv.reserve_len is None)
         self._by_id: dict[str, LiveRequest] = {}
         self._flights: deque[Flight] = deque()
         self._failure: str | None = None
@@ -157,7 +157,7 @@ class Engine:
         prompt: str | None = None,
     ) -> LiveRequest:
         """Queue a beam search, followed by the `beams` of what is returned; else as `submit`."""
-        check_room(params, len(prompt_token_ids), self.sizes, shares=not self.limits.reserves)
+        check_room(params, len(prompt_token_ids), self.sizes, shares=self.kv.takes_beams)
         sampling = params.sampling()
         live = self.submit(prompt_token_ids, sampling, request_id=request_id, prompt=prompt)
         search = BeamGroup(params)

@@ -16,7 +16,9 @@ from typing import Any, Protocol
 
 import torch
 
-from paged.state import PagePool, RequestTable, StepPlan
+from paged.kernels.control.budget import PageBudget
+from paged.kernels.control.compress import Drops
+from paged.state import PagePool, RequestTable, Sizes, StepPlan
 
 
 class Part:
@@ -58,6 +60,22 @@ class Eviction(Part, ABC):
         """
 
 
+class Compression(Part, ABC):
+    """Decides which full pages a running request keeps when it holds more than its budget."""
+
+    @abstractmethod
+    def budget(self, page_size: int) -> PageBudget:
+        """The pages of a row. Raises ValueError if its own protected pages do not fit."""
+
+    @abstractmethod
+    def scores(self, requests: RequestTable, drops: Drops, model: "Model") -> None:
+        """Write `drops.scores` for entries `sink_pages` to `ends` of the block tables of the first
+        `num_rows` rows: the smallest are dropped, of equal ones the oldest.
+
+        A score may depend on nothing but the row's keys and values, so that a row that is computed
+        again drops the same."""
+
+
 class KVManager(Part, ABC):
     """Owns the page pool: what is found, reserved, published and given back."""
 
@@ -67,6 +85,19 @@ class KVManager(Part, ABC):
     pool: PagePool
     reserve_len: Callable | None  # tokens a row holds pages for; None: its computed tokens
     low_water: float  # share of the pages to keep free by eviction
+    compression: Compression | None = None  # drops pages of running requests
+
+    @property
+    def takes_beams(self) -> bool:
+        """Whether rows can take over each other's pages at any time."""
+        return self.reserve_len is None and self.compression is None
+
+    def peak_pages(self, prompt_len: int, max_len: int, sizes: Sizes) -> int:
+        """Pages that a request holds at most at one time."""
+        if self.compression is not None:
+            return self.compression.budget(self.page_size).peak(prompt_len, max_len, self.page_size)
+        held = max_len if self.reserve_len is None else sizes.max_model_len
+        return -(-held // self.page_size)
 
     @abstractmethod
     def allocate(self, requests: RequestTable, device: torch.device) -> PagePool:
@@ -85,6 +116,9 @@ class KVManager(Part, ABC):
     @abstractmethod
     def commit(self, requests: RequestTable, plan: StepPlan) -> None:
         """Make the full pages of rows that drew a token findable."""
+
+    def compress(self, requests: RequestTable, model: "Model") -> None:
+        """Drop pages of running rows that are over their budget."""
 
     @abstractmethod
     def release(self, requests: RequestTable, plan: StepPlan, events) -> None:
@@ -198,6 +232,7 @@ class Model(Protocol):
     """What the step needs of a model; `paged.models.decoder.Decoder` is one."""
 
     pages: torch.Tensor  # [planes, N, elements of a page]: all it keeps of each page's tokens
+    head_dim: int  # of keys and values; planes are keys and values of each layer in turn
 
     def forward(
         self, plan: StepPlan, meta: AttentionMeta, attention: Attention, capacity: int

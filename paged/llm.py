@@ -22,7 +22,7 @@ from paged.interfaces import (
     Proposer,
     Sampler,
     Scheduler,
-)
+)  # fmt: skip
 from paged.kv.paged import PagedKV
 from paged.logits_processors import logits_processor
 from paged.models.loading import load_model
@@ -30,7 +30,7 @@ from paged.proposers.none import NoProposer
 from paged.request import RequestOutput, SamplingParams
 from paged.samplers.stochastic import StochasticSampler
 from paged.schedulers.base import RankScheduler
-from paged.sizing import choose_num_pages, resolve_device, resolve_dtype
+from paged.sizing import check_compression, choose_num_pages, resolve_device, resolve_dtype
 from paged.startup import StartClock
 from paged.state import Sizes
 from paged.structured.llguidance import LLGuidance
@@ -105,9 +105,9 @@ class LLM:
                 f"got {max_model_len}"
             )
         seqs = scheduler.max_num_seqs
-        if num_slots is None:
-            num_slots = max(seqs, 1024) if self.device.type == "cuda" else seqs
+        num_slots = num_slots or (max(seqs, 1024) if self.device.type == "cuda" else seqs)
         length = max_model_len or longest
+        check_compression(kv, self.spec, proposer.num_draft_tokens)
         sizes = Sizes(
             num_slots=num_slots,
             max_num_seqs=seqs,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from paged.kernels.control import columns as col
+from paged.kernels.control.budget import PageBudget
 from paged.kernels.logit_edits import WORDS, mask_words
 
 WAITING, RUNNING = col.WAITING.value, col.RUNNING.value
@@ -67,6 +68,7 @@ class RequestTable:
     """One row a request. `columns` [C, R] int32; every name below is a view of one column [R]."""
 
     stages: Any = None  # what runs in the kernels' place on this state: see paged/simulator
+    page_budget: PageBudget | None = None  # set by an allocator that compresses
     status: torch.Tensor
     arrival: torch.Tensor
     arrival_ms: torch.Tensor
@@ -98,6 +100,7 @@ class RequestTable:
     beam_width: torch.Tensor
     beam_index: torch.Tensor
     early_stopping: torch.Tensor
+    num_dropped: torch.Tensor
 
     def __init__(self, sizes: Sizes, device: torch.device | str, vocab_size: int = 1) -> None:
         slots, pages = sizes.num_slots, sizes.max_pages_per_seq

@@ -1,7 +1,7 @@
 """The step, stage by stage: the device's side of the engine.
 
     ingest -> lookup -> rank -> schedule -> prepare -> model -> edit -> sample -> report
-    -> update -> publish -> release
+    -> update -> publish -> compress -> release
 
 With a proposer, drafts are proposed and granted after `schedule` and verified before `update`.
 
@@ -88,6 +88,7 @@ class Step:
         self.drafts.verify(requests, plan)
         update(requests, self.pool, plan, self.mailbox.events)
         self.kv.commit(requests, plan)
+        self.kv.compress(requests, self.model)
         self.kv.release(requests, plan, self.mailbox.events)
 
     def maintain(self) -> None:

@@ -8,6 +8,7 @@ import pytest
 from paged.graphs import regimes
 from paged.intake import Limits, LiveRequest
 from paged.kernels.control.columns import REASON_ABORT, REASON_LENGTH
+from paged.kv.paged import PagedKV
 from paged.ledger import Ledger
 from paged.mailbox import Header, Report
 from paged.request import SamplingParams
@@ -21,7 +22,7 @@ CAPACITIES = (16, 64, 128)
 
 
 def request(ticket: int, length: int) -> LiveRequest:
-    limits = Limits(SIZES, vocab_size=64, eos_ids=(), reserves=False)
+    limits = Limits(SIZES, vocab_size=64, eos_ids=(), peak_pages=PagedKV().peak_pages)
     return limits.accept([1] * length, SamplingParams(max_tokens=20), str(ticket), None, ticket)
 
 

@@ -12,10 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-
 from paged.tasks.report.runs import Arm, Run, arms_of, find_runs
 from paged.tasks.report.task import first_is, write_report
+from rich.console import Console
 
 GROUPS = {"all": slice(0, 10), "shortest decile": slice(0, 1), "longest decile": slice(9, 10)}
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import torch
 
-from paged.interfaces import KVManager
+from paged.interfaces import Compression, KVManager, Model
 from paged.kernels.control.columns import NUM_CACHED
+from paged.kernels.control.compress import Drops, compress_rows, drop_pages
 from paged.kernels.control.lookup import lookup
 from paged.kernels.control.prepare import prepare
 from paged.kernels.control.publish import publish
@@ -27,6 +28,7 @@ class PagedKV(KVManager):
         reserve_len: Triton function `(prompt_len, total_len, max_len) -> tokens` that a row holds
             pages for; None holds them for computed tokens only.
         low_water: share of the pages kept free by evicting cached ones ahead of need.
+        compression: drops pages of running requests; None keeps them all.
     """
 
     pool: PagePool
@@ -40,6 +42,7 @@ class PagedKV(KVManager):
         prefix_caching: bool = True,
         reserve_len: Callable | None = None,
         low_water: float = 0.05,
+        compression: Compression | None = None,
     ) -> None:
         for name, value in (("memory_fraction", memory_fraction), ("low_water", low_water)):
             if not 0 <= value <= 1:
@@ -47,15 +50,27 @@ class PagedKV(KVManager):
         check_page_size(page_size)
         if num_pages is not None and num_pages < 1:
             raise ValueError(f"kv.num_pages must be positive, got {num_pages}")
+        if compression is not None:
+            compression.budget(page_size)  # raises
+            if reserve_len is not None:
+                raise ValueError(
+                    "kv.compression gives pages back, so it needs an allocator that holds pages "
+                    "for computed tokens only; use kv=paged"
+                )
+            self.capturable = compression.capturable
         self.page_size = page_size
         self.num_pages = num_pages
         self.memory_fraction = memory_fraction
         self.prefix_caching = prefix_caching
         self.reserve_len = reserve_len
         self.low_water = low_water
+        self.compression = compression
 
     def allocate(self, requests: RequestTable, device: torch.device) -> PagePool:
         self.pool = PagePool(requests.sizes, device)
+        if self.compression is not None:
+            requests.page_budget = self.compression.budget(self.page_size)
+            self.drops = Drops(requests.sizes, device)
         return self.pool
 
     def lookup(self, requests: RequestTable) -> None:
@@ -68,6 +83,12 @@ class PagedKV(KVManager):
         if self.prefix_caching:
             publish(requests, self.pool, plan)
 
+    def compress(self, requests: RequestTable, model: Model) -> None:
+        if self.compression is not None:
+            compress_rows(requests, self.drops)
+            self.compression.scores(requests, self.drops, model)
+            drop_pages(requests, self.pool, self.drops)
+
     def release(self, requests: RequestTable, plan: StepPlan, events: Events) -> None:
         release(requests, self.pool, plan, events)
 
@@ -79,7 +100,8 @@ class PagedKV(KVManager):
         """
         size, running = self.pool.sizes.page_size, requests.status == RUNNING
         computed = requests.num_computed_tokens[running]
-        unused = requests.num_pages[running] * size - computed
+        held_pages = requests.num_pages[running] + requests.num_dropped[running]
+        unused = held_pages * size - computed
         to_come = (requests.max_len[running] - computed).clamp(min=0)
         reserved, beyond = int(torch.minimum(unused, to_come).sum()), int(unused.sum())
         free = self.pool.num_free() * size

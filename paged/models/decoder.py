@@ -69,6 +69,7 @@ class Decoder:
                 rope.scaling,
                 self.device,
             )
+        self.head_dim = spec.head_dim
         self.kv_caches = []
         self.max_num_tokens = 0
 

@@ -145,6 +145,11 @@ class SimulatedEngine(TimedEngine):
         vocab_size: int,
         in_flight: int = 2,
     ) -> None:
+        if kv.compression is not None:
+            raise ValueError(
+                "kv.compression looks at keys and values, which the simulator does not compute; "
+                "use kv/compression=none with task=simulate"
+            )
         nothing = cast(Any, None)  # a simulated step asks nothing of them
         super().__init__(
             step_seconds=step_seconds,

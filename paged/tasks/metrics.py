@@ -116,12 +116,12 @@ class RunMetrics:
             live.ticket: len(live.output.prompt_token_ids) + len(live.output.outputs[0].token_ids)
             for live in requests
         }
-        names = ("status", "arrival", "num_computed_tokens", "num_pages")
+        names = ("status", "arrival", "num_computed_tokens", "num_pages", "num_dropped")
         columns = (self._columns[COLUMN_NAMES.index(name)].tolist() for name in names)
         reserved = internal = 0
-        for status, arrival, computed, held in zip(*columns):
+        for status, arrival, computed, held, dropped in zip(*columns):
             if status == RUNNING:
-                unused = held * page_size - computed
+                unused = (held + dropped) * page_size - computed
                 to_come = min(unused, max(0, final.get(arrival, 0) - computed))
                 reserved += to_come
                 internal += unused - to_come

@@ -65,10 +65,11 @@ def _check_rows(requests: RequestTable) -> Counter[int]:
             f"{who} computed {computed} tokens of {row['total_len']}"
         )
         assert held <= sizes.max_pages_per_seq, f"{who} holds {held} pages, over its block table"
-        assert computed <= held * sizes.page_size, (
-            f"{who} computed {computed} tokens but holds only {held} pages"
+        gone = row["num_dropped"]
+        assert computed <= (held + gone) * sizes.page_size, (
+            f"{who} computed {computed} tokens but holds only {held} pages and dropped {gone}"
         )
-        assert published <= held, f"{who} published {published} of {held} pages"
+        assert published <= held + gone, f"{who} published {published} of {held} pages"
         assert published <= computed // sizes.page_size, (
             f"{who} published {published} pages with {computed} tokens computed"
         )
@@ -150,10 +151,11 @@ def _check_prefix_table(pool: PagePool) -> None:
 
 def _check_shared_contents(requests: RequestTable, pool: PagePool) -> None:
     """A page of several rows is full and the same part of each; a published page that a row holds
-    has the row's tokens, at the row's depth."""
+    has the row's tokens, at the row's depth. Where pages were dropped, later ones moved up."""
     size = requests.sizes.page_size
     serial, depth, parent = pool.serial.tolist(), pool.depth.tolist(), pool.parent_serial.tolist()
     ref_count, computed = pool.ref_count.tolist(), requests.num_computed_tokens.tolist()
+    dropped = requests.num_dropped.tolist()
     token_ids, page_tokens = requests.token_ids.cpu(), pool.page_tokens.cpu()
     tables, num_pages = requests.block_table.tolist(), requests.num_pages.tolist()
     # A row that shares a prompt may hold what another sample of it has published.
@@ -161,7 +163,15 @@ def _check_shared_contents(requests: RequestTable, pool: PagePool) -> None:
     first_holder: dict[int, tuple[int, int]] = {}
     for slot, published in enumerate(requests.num_published.tolist()):
         for index, page in enumerate(tables[slot][: num_pages[slot]]):
-            if ref_count[page] > 1:
+            if dropped[slot]:
+                if not serial[page]:
+                    continue
+                assert index <= depth[page] <= index + dropped[slot], (
+                    f"slot {slot}, which dropped {dropped[slot]} pages, has page {page} of depth "
+                    f"{depth[page]} at {index}"
+                )
+                index = depth[page]
+            elif ref_count[page] > 1:
                 other, at = first_holder.setdefault(page, (slot, index))
                 who = f"page {page}, which slots {other} and {slot} share,"
                 assert at == index, f"{who} is at {at} of one and at {index} of the other"
@@ -224,7 +234,9 @@ def check_plan(
         assert not drafted or (known_end == total and end < int(requests.max_len[slot])), (
             f"{who} has {len(drafted)} drafts behind token {known_end} of {total}"
         )
-        assert int(plan.seq_lens[seq]) == end, f"{who} ends at {end}, seq_lens says otherwise"
+        gone = int(requests.num_dropped[slot])
+        keys = end - gone * sizes.page_size
+        assert int(plan.seq_lens[seq]) == keys, f"{who} has {keys} keys, seq_lens says otherwise"
         held = tables[slot]
         assert plan.block_table[seq, : len(held)].tolist() == held, f"{who}: another block table"
         positions = list(range(start, end))
@@ -232,7 +244,7 @@ def check_plan(
         tokens = requests.token_ids[slot, start:known_end].tolist() + drafted
         assert plan.input_ids[begin : begin + count].tolist() == tokens, f"{who}: input_ids"
         size = sizes.page_size
-        expected = [held[at // size] * size + at % size for at in positions]
+        expected = [held[at // size - gone] * size + at % size for at in positions]
         assert writes[begin : begin + count] == expected, f"{who}: slot_mapping"
         if known_end == total:
             samples += [(slot, begin + at) for at in range(known - 1, count)]

@@ -30,6 +30,7 @@ class OracleModel:
             (sizes.num_pages * sizes.page_size + 1,), -1, dtype=torch.int64, device=device
         )
         self.pages = self.cache[:-1].view(1, sizes.num_pages, sizes.page_size)
+        self.head_dim = 1
         self.logits = torch.zeros(sizes.max_num_samples, vocab_size, device=device)
         self.nan_after = torch.tensor([-1, *nan_after], device=device)
 

@@ -12,6 +12,8 @@ import paged  # noqa: F401 - has a say in TRITON_INTERPRET
 from paged.eviction.lru import score
 from paged.kernels.control.beam_repoint import beam_repoint
 from paged.kernels.control.beam_select import beam_select
+from paged.kernels.control.budget import PageBudget
+from paged.kernels.control.compress import Drops, compress_rows, drop_pages
 from paged.kernels.control.drafts import grant_drafts, verify_drafts
 from paged.kernels.control.evict import evict
 from paged.kernels.control.ingest import ingest
@@ -39,6 +41,9 @@ def control_compile_cases(sizes: Sizes) -> Iterator[Callable[[], None]]:
     beams = (requests, pool, with_beams)
     drafted = replace(sizes, num_draft_tokens=5)
     speculative = RequestTable(drafted, "cpu"), pool, StepPlan(drafted, "cpu")
+    drops, compressed = Drops(sizes, "cpu"), RequestTable(sizes, "cpu")
+    compressed.page_budget = PageBudget(pages=20, share=512, sink_pages=1, recent=64)
+    holes = (compressed, pool, state[2])
     yield lambda: ingest(requests, pool, mailbox.commands, 3)
     yield lambda: lookup(requests, pool)
     yield lambda: order(*state, rank)
@@ -60,6 +65,11 @@ def control_compile_cases(sizes: Sizes) -> Iterator[Callable[[], None]]:
     yield lambda: release(*state, mailbox.events)
     yield lambda: evict(pool, 3, score)
     yield lambda: evict(pool, 3)
+    yield lambda: lookup(compressed, pool)
+    yield lambda: schedule(*holes, budget=7, chunk=3)
+    yield lambda: prepare(*holes)
+    yield lambda: compress_rows(compressed, drops)
+    yield lambda: drop_pages(compressed, pool, drops)
 
 
 def main() -> None:

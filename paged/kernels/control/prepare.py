@@ -8,6 +8,9 @@
 Of the pages a row begins with, those that are published count as published by it. Behind them a
 parent may have full pages that it could not publish yet: whoever of its holders can will do so.
 
+Positions count all tokens. Where compression has dropped pages, those behind stand so many places
+further in front in the block table.
+
 Programs stride over the sequences of the batch. Reference counts of shared pages are the only
 memory two programs touch, by additions that commute, so the result does not depend on their order.
 """
@@ -16,7 +19,14 @@ import torch
 import triton
 import triton.language as tl
 
-from paged.kernels.control.columns import NUM_CACHED, NUM_PUBLISHED, PARENT, STEP, TOTAL_LEN
+from paged.kernels.control.columns import (
+    NUM_CACHED,
+    NUM_DROPPED,
+    NUM_PUBLISHED,
+    PARENT,
+    STEP,
+    TOTAL_LEN,
+)  # fmt: skip
 from paged.kernels.launch import interpreted
 
 
@@ -27,7 +37,8 @@ def _prepare_kernel(
     seq_hits, seq_pages, seq_ring, seq_copy, copy_source, copy_target, cu_seqlens_q, batch_table,
     draft_tokens, input_ids, positions, slot_mapping,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, MAX_PAGES: tl.constexpr,
-    RING: tl.constexpr, PAGE_SIZE: tl.constexpr, DRAFTS: tl.constexpr, TILE: tl.constexpr,
+    RING: tl.constexpr, PAGE_SIZE: tl.constexpr, DRAFTS: tl.constexpr, COMPRESS: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
     step = tl.load(counters + STEP).to(tl.int32)
     lane = tl.arange(0, TILE)
@@ -82,6 +93,9 @@ def _prepare_kernel(
         begin = tl.load(cu_seqlens_q + seq)
         count = tl.load(cu_seqlens_q + seq + 1) - begin
         start = tl.load(seq_start + seq)
+        moved = table
+        if COMPRESS:
+            moved = table - tl.load(columns + NUM_DROPPED * R + slot)
         for first in range(0, count, TILE):
             offset = first + lane
             live = offset < count
@@ -95,7 +109,7 @@ def _prepare_kernel(
                     draft_tokens + seq * DRAFTS + behind, mask=live & (behind >= 0), other=0
                 )
                 token = tl.where(behind >= 0, draft, token)
-            page = tl.load(table + position // PAGE_SIZE, mask=live, other=0)
+            page = tl.load(moved + position // PAGE_SIZE, mask=live, other=0)
             tl.store(input_ids + begin + offset, token, mask=live)
             tl.store(positions + begin + offset, position, mask=live)
             tl.store(
@@ -119,7 +133,8 @@ def prepare(requests, pool, plan) -> None:
         plan.input_ids, plan.positions, plan.slot_mapping,
         R=sizes.num_slots, MAX_LEN_TOKENS=sizes.max_model_len, MAX_PAGES=sizes.max_pages_per_seq,
         RING=pool.free_ring.shape[0], PAGE_SIZE=sizes.page_size,
-        DRAFTS=sizes.num_draft_tokens, TILE=1024 if interpreted() else 256,
+        DRAFTS=sizes.num_draft_tokens, COMPRESS=requests.page_budget is not None,
+        TILE=1024 if interpreted() else 256,
     )  # fmt: skip
 
 
@@ -157,7 +172,8 @@ def prepare_ref(requests, pool, plan) -> None:
         plan.block_table[seq, :total] = requests.block_table[slot, :total]
         begin, end = plan.cu_seqlens_q[seq : seq + 2].tolist()
         position = torch.arange(end - begin, device=plan.positions.device) + plan.seq_start[seq]
-        page = requests.block_table[slot, position // sizes.page_size].long()
+        index = position // sizes.page_size - requests.num_dropped[slot]
+        page = requests.block_table[slot, index].long()
         known = int(requests.total_len[slot]) - int(plan.seq_start[seq])
         plan.input_ids[begin:end][:known] = requests.token_ids[slot, position[:known]]
         if end - begin > known:

@@ -20,6 +20,7 @@ from paged.kernels.control.columns import (
     HEAD,
     NUM_CACHED,
     NUM_COMPUTED,
+    NUM_DROPPED,
     NUM_PAGES,
     NUM_PREEMPTIONS,
     NUM_PUBLISHED,
@@ -38,6 +39,24 @@ HEADER_FIELDS = (
     "num_running", "num_waiting", "num_preempted", "num_admitted", "num_published_rows",
     "num_draft_tokens", "num_accepted_tokens",
 )  # fmt: skip
+
+
+@triton.jit
+def let_go(
+    page, mine, tail, cached, step, free_ring, ref_count, last_used, serial, RING: tl.constexpr
+):
+    """One holder less of every page [P] in `mine`: after the last it is cached if it was published,
+    else free. Returns the ring's tail and the count of cached pages; no page may be there twice."""
+    holders = tl.load(ref_count + page, mask=mine, other=0) - 1
+    tl.store(ref_count + page, holders, mask=mine)
+    published = tl.load(serial + page, mask=mine, other=0) > 0
+    idle = mine & (holders == 0)
+    tl.store(last_used + page, step.to(tl.int32), mask=idle & published)
+    cached += tl.sum((idle & published).to(tl.int64), axis=0)
+    freed = (idle & ~published).to(tl.int64)
+    at = (tail + tl.cumsum(freed, axis=0) - freed) % RING
+    tl.store(free_ring + at, page, mask=freed != 0)
+    return tail + tl.sum(freed, axis=0), cached
 
 
 @triton.jit
@@ -66,22 +85,16 @@ def _release_kernel(
             page = tl.load(
                 block_table + row.to(tl.int64) * MAX_PAGES + first + lane, mask=mine, other=0
             )
-            holders = tl.load(ref_count + page, mask=mine, other=0) - 1
-            tl.store(ref_count + page, holders, mask=mine)
-            published = tl.load(serial + page, mask=mine, other=0) > 0
-            idle = mine & (holders == 0)
-            tl.store(last_used + page, step.to(tl.int32), mask=idle & published)
-            cached += tl.sum((idle & published).to(tl.int64), axis=0)
-            freed = (idle & ~published).to(tl.int64)
-            at = (tail + tl.cumsum(freed, axis=0) - freed) % RING
-            tl.store(free_ring + at, page, mask=freed != 0)
-            tail += tl.sum(freed, axis=0)
+            tail, cached = let_go(
+                page, mine, tail, cached, step, free_ring, ref_count, last_used, serial, RING
+            )
             tl.debug_barrier()  # the next row may hold the same pages
     preempted = live & (status == PREEMPTED)
     times = tl.load(columns + NUM_PREEMPTIONS * R + slot, mask=preempted, other=0)
     tl.store(columns + NUM_PREEMPTIONS * R + slot, times + 1, mask=preempted)
     tl.store(columns + NUM_COMPUTED * R + slot, 0, mask=preempted)
     tl.store(columns + NUM_PUBLISHED * R + slot, 0, mask=preempted)
+    tl.store(columns + NUM_DROPPED * R + slot, 0, mask=preempted)
     tl.store(columns + NUM_PAGES * R + slot, 0, mask=leaves != 0)
     tl.store(columns + STATUS * R + slot, tl.where(preempted, WAITING, FREE), mask=leaves != 0)
     tl.store(counters + TAIL, tail)
@@ -150,6 +163,7 @@ def release_ref(requests, pool, plan, events: Events) -> None:
         requests.status[slot] = WAITING.value
         requests.num_preemptions[slot] += 1
         requests.num_computed_tokens[slot] = requests.num_published[slot] = 0
+        requests.num_dropped[slot] = 0
 
     writer = EventWriter(events, step)
     values = {

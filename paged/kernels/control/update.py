@@ -33,6 +33,7 @@ from paged.kernels.control.columns import (
     MAX_LEN,
     MIN_LEN,
     NUM_COMPUTED,
+    NUM_DROPPED,
     NUM_PUBLISHED,
     NUM_STOP_IDS,
     PREEMPTED,
@@ -154,7 +155,8 @@ def _update_kernel(
     published = tl.load(columns + NUM_PUBLISHED * R + slot, mask=live, other=0)
     prompt_len = tl.load(columns + PROMPT_LEN * R + slot, mask=live, other=0)
     lasting = tl.where(beam, tl.minimum(computed_now, prompt_len), computed_now)
-    publishes = (drew & (lasting // PAGE_SIZE > published)).to(tl.int32)
+    whole = tl.load(columns + NUM_DROPPED * R + slot, mask=live, other=0) == 0
+    publishes = (drew & whole & (lasting // PAGE_SIZE > published)).to(tl.int32)
     tl.store(published_slots + tl.cumsum(publishes, axis=0) - publishes, slot, mask=publishes != 0)
     tl.store(counts + 3, tl.sum(publishes, axis=0))
 
@@ -235,7 +237,7 @@ def update_ref(requests, pool, plan, events: Events) -> None:
     tokens: list[tuple[int, int, int, int]] = []
     ends = [(s, int(requests.finish_reason[s])) for s in slots_of(requests, FINISHED.value)]
     preempted = slots_of(requests, PREEMPTED.value)
-    published_rows = 0
+    published_rows, logprob_bits = 0, plan.sampled_logprobs.view(torch.int32).tolist()
     for slot in slots_of(requests, RUNNING.value):
         requests.num_computed_tokens[slot] += plan.grant[slot]
         sample = int(plan.slot_sample[slot])
@@ -243,24 +245,23 @@ def update_ref(requests, pool, plan, events: Events) -> None:
             continue
         accepted = int(plan.num_accepted[slot]) if requests.sizes.num_draft_tokens else 0
         for row in range(sample - accepted, sample):
-            bits = int(plan.sampled_logprobs[row].view(torch.int32))
-            tokens.append((slot, int(plan.sampled_tokens[row]), bits, 0))
+            tokens.append((slot, int(plan.sampled_tokens[row]), logprob_bits[row], 0))
         token, total = int(plan.sampled_tokens[sample]), int(requests.total_len[slot])
         if token < 0:
             reason = REASON_ERROR.value
         else:
             requests.token_ids[slot, total] = token
             requests.total_len[slot] = total + 1
-            bits = int(plan.sampled_logprobs[sample].view(torch.int32))
             beam = int(requests.beam_width[slot]) > 0
             source = int(plan.beam_source[slot])
             origin = int(requests.beam_index[source]) if beam and source >= 0 else 0
-            tokens.append((slot, token, bits, origin))
+            tokens.append((slot, token, logprob_bits[sample], origin))
             lasting = int(requests.num_computed_tokens[slot])
             if beam:
                 lasting = min(lasting, int(requests.prompt_len[slot]))
             full_pages = lasting // page_size
-            if full_pages > int(requests.num_published[slot]):
+            whole = int(requests.num_dropped[slot]) == 0
+            if whole and full_pages > int(requests.num_published[slot]):
                 plan.published_slots[published_rows] = slot
                 published_rows += 1
             may_stop = total >= int(requests.min_len[slot]) and not beam
