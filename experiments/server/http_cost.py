@@ -23,6 +23,7 @@ from paged.models.config import find_model
 from paged.request import SamplingParams
 from paged.server.runner import ServerSettings, serve_forever
 from paged.state import Sizes
+from paged.structured.base import Constraints
 from paged.tokenizer import load_tokenizer
 
 STEP_SECONDS = 0.006
@@ -41,6 +42,7 @@ class StandInEngine:
 
     def __init__(self, vocab_size: int) -> None:
         self.sizes, self.limits = SIZES, Limits(SIZES, vocab_size, (), reserves=False)
+        self.constraints = Constraints(None, vocab_size)
         self.on_step = lambda stats: None
         self.num_steps = 0
         self._live: deque = deque()
@@ -86,8 +88,8 @@ class StandIn:
 def serve(port: int) -> None:
     settings = ServerSettings(
         names=("stand-in",), host="127.0.0.1", port=port, api_keys=(), max_queued=4096,
-        max_body_bytes=2**20, drain_seconds=5.0, chat_template=None, metrics_alias=None,
-        profile_dir=None, num_tokenizer_threads=2, debug=True, access_log=False,
+        max_body_bytes=2**20, drain_seconds=5.0, chat_template=None, tool_parser=None,
+        metrics_alias=None, profile_dir=None, num_tokenizer_threads=2, debug=True, access_log=False,
     )  # fmt: skip
     serve_forever(StandIn, settings)
 

@@ -21,35 +21,37 @@ from paged.kernels.philox import CHUNKS_LEVEL, TOKENS_LEVEL, gumbel_noise
 
 
 @triton.jit
-def draw_chunk(
-    logits, temperature, seeds, positions, block, ROWS: tl.constexpr, BLOCK_V: tl.constexpr,
-    CHUNK: tl.constexpr, NVIDIA: tl.constexpr,
-):  # fmt: skip
-    """(scores, chunks), [ROWS] each: the best chunk of a block of logits [ROWS, BLOCK_V]."""
+def chunk_logits(
+    logits, temperature, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr
+):
+    """log sum exp(logit / temperature) of each chunk: [ROWS, BLOCK_V // CHUNK] of logits
+    [ROWS, BLOCK_V]."""
     NUM: tl.constexpr = BLOCK_V // CHUNK
     heat = (1 / temperature)[:, None]
     peak = tl.maximum(tl.max(logits, axis=1), LOWEST)[:, None]
     weights = tl.reshape(tl.exp((logits - peak) * heat), [ROWS, NUM, CHUNK])
     mass = tl.sum(weights, axis=2)
-    groups = block * (NUM // 4) + tl.arange(0, NUM // 4)[None, :]
-    noise = gumbel_noise(seeds, positions, groups, CHUNKS_LEVEL, ROWS, NUM, NVIDIA)
-    scores = tl.where(mass > 0, tl.log(mass) + peak * heat + noise, float("-inf"))
-    best, best_at = tl.max(scores, axis=1, return_indices=True)
-    return best, block * NUM + best_at
+    return tl.where(mass > 0, tl.log(mass) + peak * heat, float("-inf"))
 
 
 @triton.jit
-def draw_in_chunk(
-    row_ptrs, vocab_size, slots, too_short, stop_ids_ptr, chunks, temperature, seeds, positions,
-    wanted, score: tl.constexpr, NUM_STOP_IDS: tl.constexpr, ROWS: tl.constexpr,
-    CHUNK: tl.constexpr, NVIDIA: tl.constexpr,
+def draw_by_chunks(
+    row_ptrs, vocab_size, slots, too_short, stop_ids_ptr, chunk_ptrs, num_chunks, temperature,
+    seeds, positions, wanted, score: tl.constexpr, NUM_STOP_IDS: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, NVIDIA: tl.constexpr,
 ):  # fmt: skip
-    """The token drawn from each row's chunk; rows, chunks and `wanted` are [ROWS]."""
-    ids = chunks[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+    """The tokens of the `wanted` rows; chunk_ptrs point to num_chunks of `chunk_logits` a row."""
+    chunks = tl.arange(0, CHUNKS)[None, :]
+    there = (chunks < num_chunks) & wanted[:, None]
+    logits = tl.load(chunk_ptrs[:, None] + chunks, mask=there, other=float("-inf"))
+    groups = tl.arange(0, CHUNKS // 4)[None, :]
+    noise = gumbel_noise(seeds, positions, groups, CHUNKS_LEVEL, ROWS, CHUNKS, NVIDIA)
+    _, chunk = tl.max(logits + noise, axis=1, return_indices=True)
+    ids = chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
     mask = (ids < vocab_size) & wanted[:, None]
     raw = tl.load(row_ptrs[:, None] + ids, mask=mask, other=float("-inf"))
     logits = process_logits(raw, ids, slots, too_short, stop_ids_ptr, NUM_STOP_IDS)
-    groups = chunks[:, None] * (CHUNK // 4) + tl.arange(0, CHUNK // 4)[None, :]
+    groups = chunk[:, None] * (CHUNK // 4) + tl.arange(0, CHUNK // 4)[None, :]
     noise = gumbel_noise(seeds, positions, groups, TOKENS_LEVEL, ROWS, CHUNK, NVIDIA)
     scores = score(logits, noise, temperature[:, None])
     scores = tl.where(logits >= LOWEST, scores, float("-inf"))

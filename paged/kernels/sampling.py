@@ -17,10 +17,10 @@ Rows without filters are drawn by chunks under `gumbel_score`: plain_draw.py, sa
 A row with NaN or +inf, or with nothing but -inf left, gets token -1 and logprob 0.
 
 Two kernels. The first has a program for each block of the vocabulary of a row, grid
-[blocks, B / ROWS]: it writes the block's best token and softmax sum, or, for a row with filters,
-the largest logit of each chunk of CHUNK tokens. The second has a program a row, grid [B / ROWS]: it
-folds the blocks, and draws the token of a row with filters (see filtered_draw.py). ROWS is 1 on a
-GPU. How a row is cut follows the vocabulary alone, so its bits do not depend on the batch. Rows
+[blocks, B / ROWS]: it writes the block's softmax sum, and its best token or, for a row that is
+drawn by chunks or has filters, a number for each chunk of CHUNK tokens. The second has a program a
+row, grid [B / ROWS]: it folds the blocks and draws (for filters see filtered_draw.py). ROWS is 1 on
+a GPU. How a row is cut follows the vocabulary alone, so its bits do not depend on the batch. Rows
 from num_rows on are left alone. Everything contiguous.
 
 Gumbel, "Statistical theory of extreme values" (1954); Maddison et al., "A* sampling" (2014).
@@ -36,7 +36,7 @@ from paged.kernels.floor_search import LOWEST
 from paged.kernels.launch import check_tensor, on_nvidia, pdl
 from paged.kernels.logit_process import NUM_STOP_IDS, process_logits
 from paged.kernels.philox import TOKENS_LEVEL, gumbel_noise
-from paged.kernels.plain_draw import draw_chunk, draw_in_chunk
+from paged.kernels.plain_draw import chunk_logits, draw_by_chunks
 from paged.kernels.sampling_rows import load_positions, load_rows
 from paged.kernels.sampling_tiles import NUM_PARTIALS, SampleWorkspace, choose_tiles
 
@@ -94,19 +94,23 @@ def _sample_blocks_kernel(
     tl.store(fields + FILTERED * num_blocks, flags, mask=live)
 
     logits = process_logits(raw, ids, slots, too_short, stop_ids_ptr, NUM_STOP_IDS)
+    plain = random & live & (filtered == 0)
+    chunks = block * (BLOCK_V // CHUNK) + tl.arange(0, BLOCK_V // CHUNK)[None, :]
+    chunk_ptrs = chunk_peaks_ptr + rows[:, None] * num_blocks * (BLOCK_V // CHUNK) + chunks
     if tl.max(filtered.to(tl.int32), axis=0) > 0:
         chunk_peaks = tl.max(tl.reshape(logits, [ROWS, BLOCK_V // CHUNK, CHUNK]), axis=2)
         peak = tl.maximum(tl.max(chunk_peaks, axis=1), LOWEST)
         mass = tl.sum(tl.exp((logits - peak[:, None]) * (1 / temperature)[:, None]), axis=1)
         tl.store(fields + PEAK * num_blocks, peak, mask=live)
         tl.store(fields + MASS * num_blocks, mass, mask=live)
-        chunks = block * (BLOCK_V // CHUNK) + tl.arange(0, BLOCK_V // CHUNK)
-        chunk_ptrs = chunk_peaks_ptr + rows * num_blocks * (BLOCK_V // CHUNK)
-        tl.store(chunk_ptrs[:, None] + chunks[None, :], chunk_peaks, mask=live[:, None])
-    if tl.min(filtered.to(tl.int32), axis=0) == 0:
-        some_random = tl.max((random & live).to(tl.int32), axis=0) > 0
+        tl.store(chunk_ptrs, chunk_peaks, mask=(live & filtered)[:, None])
+    if BY_CHUNKS and tl.max(plain.to(tl.int32), axis=0) > 0:
+        of_chunks = chunk_logits(logits, temperature, ROWS, BLOCK_V, CHUNK)
+        tl.store(chunk_ptrs, of_chunks, mask=plain[:, None])
+    by_token = (filtered == 0) & ((random == 0) | (not BY_CHUNKS))
+    if tl.max(by_token.to(tl.int32), axis=0) > 0:
         noise = tl.full([ROWS, BLOCK_V], 0.0, tl.float32)
-        if not GREEDY and not BY_CHUNKS and some_random:
+        if not GREEDY and not BY_CHUNKS and tl.max(plain.to(tl.int32), axis=0) > 0:
             groups = block * (BLOCK_V // 4) + tl.arange(0, BLOCK_V // 4)[None, :]
             seeds = tl.load(seed_ptr + slots)
             noise = gumbel_noise(seeds, positions, groups, TOKENS_LEVEL, ROWS, BLOCK_V, NVIDIA)
@@ -117,13 +121,6 @@ def _sample_blocks_kernel(
             tl.where(possible, scores, float("-inf")), axis=1, return_indices=True
         )
         best_ids = (block * BLOCK_V + best_at).to(tl.int32)
-        if BY_CHUNKS and some_random:
-            seeds = tl.load(seed_ptr + slots)
-            chunk_best, chunks = draw_chunk(
-                logits, temperature, seeds, positions, block, ROWS, BLOCK_V, CHUNK, NVIDIA
-            )
-            best = tl.where(random, chunk_best, best)
-            best_ids = tl.where(random, chunks, best_ids)
         tl.store(fields + BEST * num_blocks, best, mask=live)
         tl.store(fields + BEST_ID * num_blocks, best_ids.to(tl.float32, bitcast=True), mask=live)
 
@@ -172,12 +169,13 @@ def _sample_rows_kernel(
         too_short = positions < tl.load(min_len_ptr + slots)
         seeds = tl.load(seed_ptr + slots)
         filtered = live_sum & (tl.max(flags.to(tl.int32, bitcast=True), axis=1) > 0)
-        plain = live_sum & random & (filtered == 0) & (tokens < vocab_size)
+        num_chunks = num_blocks * (BLOCK_V // CHUNK)
+        plain = live_sum & random & (filtered == 0)
         if BY_CHUNKS and tl.max(plain.to(tl.int32), axis=0) > 0:
-            drawn = draw_in_chunk(
+            drawn = draw_by_chunks(
                 row_ptrs, vocab_size, slots, too_short, stop_ids_ptr,
-                tl.where(plain, tokens, 0), temperature, seeds, positions, plain,
-                score, NUM_STOP_IDS, ROWS, CHUNK, NVIDIA,
+                chunk_peaks_ptr + rows * num_chunks, num_chunks, temperature, seeds, positions,
+                plain, score, NUM_STOP_IDS, ROWS, CHUNK, CHUNKS, NVIDIA,
             )  # fmt: skip
             tokens = tl.where(plain, drawn, tokens)
         if tl.max(filtered.to(tl.int32), axis=0) > 0:
@@ -186,7 +184,6 @@ def _sample_rows_kernel(
             masses = tl.load(fields + MASS * num_blocks, mask=there, other=0.0)
             peak = tl.max(peaks, axis=1)
             scale = tl.exp((peaks - peak[:, None]) * (1 / temperature)[:, None])
-            num_chunks = num_blocks * (BLOCK_V // CHUNK)
             drawn, known = draw_from_candidates(
                 row_ptrs, vocab_size, slots, too_short, stop_ids_ptr,
                 chunk_peaks_ptr + rows * num_chunks, num_chunks, picked_ptr + rows * PICKED,
