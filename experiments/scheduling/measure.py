@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
+
 from paged.tasks.report.runs import Arm, Run, arms_of, find_runs
 from paged.tasks.report.task import first_is, write_report
-from rich.console import Console
 
 GROUPS = {"all": slice(0, 10), "shortest decile": slice(0, 1), "longest decile": slice(9, 10)}
 
@@ -70,13 +71,11 @@ def by_decile(arms: Sequence[Arm], path: Path) -> None:
         axes.fill_between(
             places, ratios.min(axis=0), ratios.max(axis=0), color=f"C{color}", alpha=0.2
         )
-    axes.set(
-        xlabel="decile of answer length", ylabel=f"mean e2e / that of {arms[0].name}", yscale="log"
-    )
+    axes.set(xlabel="decile of answer length", ylabel=f"mean e2e / that of {arms[0].name}")
     axes.set_xticks(np.arange(1, 11))
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=90)
 
 
 def main() -> None:
