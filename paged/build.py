@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from paged.arguments import check_arguments, parameters_of
@@ -159,12 +160,22 @@ def folder(cfg: DictConfig) -> RunFolder:
     )
 
 
+def choices(override: str) -> list[str]:
+    """`scheduler=fcfs,sjf` as its choices, `range(1,4)` and `choice(a,b)` too: Hydra's grammar."""
+    parsed = OverridesParser.create().parse_override(override)
+    if not parsed.is_sweep_override():
+        return [override]
+    key = parsed.get_key_element()
+    return [f"{key}={value}" for value in parsed.sweep_string_iterator()]
+
+
 # What a task can ask for, by parameter name, in the order of building: the model comes last.
 PARTS: dict[str, Callable[[DictConfig], Any]] = {
     "folder": folder,
     "sampling": sampling,
     "workload": lambda cfg: component("workload", cfg.workload),
     "logger": lambda cfg: component("logger", cfg.logger),
+    "choices": lambda cfg: choices,
     "recipe": recipe,
     "llm": llm,
     "llm_factory": llm_factory,

@@ -91,6 +91,12 @@ class KVManager(Part, ABC):
         """Take back the pages of finished and preempted rows, and close the step."""
 
     @abstractmethod
+    def memory_split(self, requests: RequestTable) -> dict[str, int]:
+        """Slots of KV memory by use between two steps: token_states, reserved, internal_waste,
+        external_waste, cached and free, which make up the pool (reads the device; for
+        experiments)."""
+
+    @abstractmethod
     def check(self, requests: RequestTable) -> None:
         """Raise AssertionError unless every invariant holds (reads the device; for tests)."""
 

@@ -2,17 +2,29 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from paged.interfaces import KVManager
-from paged.kernels.control.columns import NUM_CACHED
+from paged.kernels.control.columns import (
+    HEAD,
+    MAX_LEN,
+    NUM_CACHED,
+    NUM_COMPUTED,
+    NUM_PAGES,
+    STATUS,
+    TAIL,
+)
 from paged.kernels.control.lookup import lookup
 from paged.kernels.control.prepare import prepare
 from paged.kernels.control.publish import publish
 from paged.kernels.control.release import release
 from paged.kernels.control.update import Events
-from paged.state import RUNNING, PagePool, RequestTable, StepPlan, check_page_size
+from paged.state import RUNNING, WAITING, PagePool, RequestTable, StepPlan, check_page_size
 from paged.testing.invariants import check_state
+
+HEAD_TAIL_CACHED = [HEAD.value, TAIL.value, NUM_CACHED.value]
+COMPUTED_HELD_LONGEST = np.array([[NUM_COMPUTED.value], [NUM_PAGES.value], [MAX_LEN.value]])
 
 
 class PagedKV(KVManager):
@@ -75,22 +87,30 @@ class PagedKV(KVManager):
         """Slots of KV memory by use, as in Fig. 2 of Kwon et al., SOSP 2023; reads the device.
 
         Of what running requests hold beyond their computed tokens, those up to `max_len` are
-        reserved, and the rest is internal waste. Shared pages count once.
+        reserved, and the rest is internal waste. An allocator that reserves ahead wastes what is
+        free while a request with an open seat waits for its stretch: external waste. Shared pages
+        count once.
         """
-        size, running = self.pool.sizes.page_size, requests.status == RUNNING
-        computed = requests.num_computed_tokens[running]
-        unused = requests.num_pages[running] * size - computed
-        to_come = (requests.max_len[running] - computed).clamp(min=0)
-        reserved, beyond = int(torch.minimum(unused, to_come).sum()), int(unused.sum())
-        free = self.pool.num_free() * size
-        cached = int(self.pool.counters[NUM_CACHED.value]) * size
-        held = self.pool.sizes.num_pages * size - free - cached
+        size, sizes = self.pool.sizes.page_size, requests.sizes
+        columns = requests.columns.cpu().numpy()  # of the simulator's table no copy
+        status = columns[STATUS.value]
+        running = (status == RUNNING).nonzero()[0]
+        computed, held, longest = columns[COMPUTED_HELD_LONGEST, running]
+        unused = held * size - computed
+        reserved = int(np.minimum(unused, longest - computed).sum())
+        beyond = int(unused.sum())
+        head, tail, cached = self.pool.counters.cpu().numpy()[HEAD_TAIL_CACHED].tolist()
+        free, external = (tail - head) * size, 0
+        taken = (sizes.num_pages - cached) * size - free
+        has_seat = len(running) < sizes.max_num_seqs
+        if self.reserve_len is not None and has_seat and (status == WAITING).any():
+            free, external = 0, free
         return {
-            "token_states": held - beyond,
+            "token_states": taken - beyond,
             "reserved": reserved,
             "internal_waste": beyond - reserved,
-            "external_waste": 0,
-            "cached": cached,
+            "external_waste": external,
+            "cached": cached * size,
             "free": free,
         }
 

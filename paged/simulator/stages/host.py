@@ -48,6 +48,7 @@ class HostStages:
         self.requests, self.pool = numpy_views(requests), numpy_views(pool)
         self.plan = numpy_views(plan)
         self.waiting = WaitingRows(self.requests, self.pool, self.sizes)
+        self.order_of_rows = scheduling.OrderOfRows(self.requests, self.plan)
         self.needs_triton: set[Any] = set()  # policies that need Triton's interpreter
         self._known_arrays: dict[int, tuple[Any, Any]] = {}
         columns = {n: lanes(getattr(self.requests, n)) for n in Row._fields if n != "running"}
@@ -82,7 +83,7 @@ class HostStages:
             if keys is None:
                 self._by_kernel(order, *self.tables, rank, args, preemptive)
                 return
-        scheduling.order_rows(self.requests, self.plan, keys, preemptive)
+        self.order_of_rows.write(keys, preemptive)
 
     def schedule(self, *, reserve: Callable | None, **knobs: Any) -> None:
         function = reserve
