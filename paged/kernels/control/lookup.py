@@ -40,6 +40,7 @@ from paged.kernels.control.columns import (
     WAITING,
 )  # fmt: skip
 from paged.kernels.control.prefix import find_chain_ref, find_pages
+from paged.kernels.control.stage import stage
 from paged.kernels.launch import interpreted
 
 ANY_SERIAL = tl.constexpr(0x7FFFFFFFFFFFFFFF)
@@ -119,10 +120,9 @@ def _lookup_kernel(
             tl.store(columns + IDLE_HITS * R + slot, idle)
 
 
+@stage
 def lookup(requests, pool) -> None:
     """Find the prefix in memory of every waiting row."""
-    if requests.stages is not None:
-        return requests.stages.lookup()
     sizes = requests.sizes
     _lookup_kernel[(1 if interpreted() else sizes.num_slots,)](
         requests.columns, requests.token_ids, requests.block_table, requests.page_hash,

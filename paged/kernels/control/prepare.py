@@ -27,6 +27,7 @@ from paged.kernels.control.columns import (
     STEP,
     TOTAL_LEN,
 )  # fmt: skip
+from paged.kernels.control.stage import stage
 from paged.kernels.launch import interpreted
 
 
@@ -119,10 +120,9 @@ def _prepare_kernel(
             )
 
 
+@stage
 def prepare(requests, pool, plan) -> None:
     """Carry out the page bookings of `plan` and write the model's inputs."""
-    if requests.stages is not None:
-        return requests.stages.prepare()
     sizes = requests.sizes
     _prepare_kernel[(1 if interpreted() else sizes.max_num_seqs,)](
         requests.columns, pool.counters, requests.token_ids, requests.block_table,

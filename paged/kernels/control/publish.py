@@ -38,6 +38,7 @@ from paged.kernels.control.columns import (
 from paged.kernels.control.hashing import mix, mix_ref
 from paged.kernels.control.lookup import tile_pages
 from paged.kernels.control.prefix import bucket_of, find_chain_ref, find_pages
+from paged.kernels.control.stage import stage
 from paged.kernels.launch import interpreted
 
 
@@ -185,10 +186,9 @@ def _publish_kernel(
         tl.store(columns + NUM_HASHED * R + slot, tl.maximum(end, hashed))
 
 
+@stage
 def publish(requests, pool, plan) -> None:
     """Publish the new full pages of the rows that `update` listed."""
-    if requests.stages is not None:
-        return requests.stages.publish()
     sizes = requests.sizes
     grid = (1 if interpreted() else min(sizes.num_slots, 256),)
     shape = {

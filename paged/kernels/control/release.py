@@ -32,6 +32,7 @@ from paged.kernels.control.columns import (
     TAIL,
     WAITING,
 )  # fmt: skip
+from paged.kernels.control.stage import stage
 from paged.kernels.control.update import Events, EventWriter, slots_of
 
 HEADER_FIELDS = (
@@ -120,10 +121,9 @@ def _release_kernel(
     tl.store(counters + STEP, step + 1)
 
 
+@stage
 def release(requests, pool, plan, events: Events) -> None:
     """Release the rows that ended or were preempted, and close the step."""
-    if requests.stages is not None:
-        return requests.stages.release(events)
     sizes = requests.sizes
     depth, width = events.words.shape
     lanes = triton.next_power_of_2(sizes.num_slots)

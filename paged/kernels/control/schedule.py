@@ -63,6 +63,7 @@ from paged.kernels.control.columns import (
     TOTAL_LEN,
     WAITING,
 )  # fmt: skip
+from paged.kernels.control.stage import stage
 
 
 @triton.jit
@@ -225,6 +226,7 @@ def _schedule_kernel(
     tl.store(counts + 8, tl.sum(copies, axis=0))
 
 
+@stage
 def schedule(
     requests, pool, plan, *, budget: int, chunk: int, watermark: int = 0, reserve=None,
     static_batch: bool = False,
@@ -239,11 +241,6 @@ def schedule(
             for computed tokens only.
         static_batch: admit only when no request runs, or samples of one that does.
     """
-    if requests.stages is not None:
-        return requests.stages.schedule(
-            budget=budget, chunk=chunk, watermark=watermark, reserve=reserve,
-            static_batch=static_batch,
-        )  # fmt: skip
     sizes = requests.sizes
     kept = requests.page_budget
     lanes = triton.next_power_of_2(max(sizes.num_slots, sizes.max_num_seqs + 1))

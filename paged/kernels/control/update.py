@@ -46,6 +46,7 @@ from paged.kernels.control.columns import (
     STEP,
     TOTAL_LEN,
 )  # fmt: skip
+from paged.kernels.control.stage import stage
 
 EVENT_ADMITTED = tl.constexpr(1)  # value: tokens taken from the prefix cache
 EVENT_PREEMPTED = tl.constexpr(2)  # value: tokens whose KV is dropped
@@ -193,10 +194,9 @@ def _update_kernel(
     tl.store(counts + 7, count)
 
 
+@stage
 def update(requests, pool, plan, events: Events) -> None:
     """Advance every row by what this step computed and drew."""
-    if requests.stages is not None:
-        return requests.stages.update(events)
     sizes = requests.sizes
     depth, width = events.words.shape
     lanes = triton.next_power_of_2(sizes.num_slots)

@@ -73,9 +73,9 @@ def schedule_rows(
     *,
     budget: int,
     chunk: int,
-    watermark: int,
+    watermark: int = 0,
     reserve: Callable | None,
-    static_batch: bool,
+    static_batch: bool = False,
 ) -> None:
     """What `paged.kernels.control.schedule.schedule` does; `reserve` works on arrays.
 
