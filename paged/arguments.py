@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,6 +57,14 @@ def check_arguments(
     if problems:
         raise ValueError("; ".join(problems))
     return accepted
+
+
+def quoted(text: str) -> str:
+    """A text as one value of Hydra's grammar."""
+    # Hydra reads \\ and \' only in front of a quote; OmegaConf would resolve ${...}.
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text.replace("${", "\\${"))
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{chr(92) * trailing}'"
 
 
 def did_you_mean(key: str, valid: Iterable[str]) -> str:

@@ -31,7 +31,7 @@ class BeamStage:
         rows = logits.shape[0]
         if self._workspace is None:
             self._workspace = beam_workspace(
-                plan.sizes.max_num_seqs, logits.shape[1], logits.device
+                plan.sizes.max_num_samples, logits.shape[1], logits.device
             )
         beam_candidates(
             logits, plan.sample_slots[:rows], plan.num_samples, requests.columns,

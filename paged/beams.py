@@ -65,7 +65,9 @@ def check_room(
     """Raise ValueError unless all beams can run at once; `shares`: the allocator shares pages."""
     width = params.beam_width
     if not shares:
-        raise ValueError("beam search shares pages; use kv=paged, which reserves none")
+        raise ValueError(
+            "beam search shares pages; use kv=paged, which reserves none, with kv/compression=none"
+        )
     for name in ("num_slots", "max_num_seqs", "max_num_batched_tokens"):
         room = getattr(sizes, name)
         if width > room:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from paged.arguments import check_arguments, parameters_of
 from paged.eviction.base import ScoreEviction
 from paged.kernels.launch import interpreted
+from paged.kv.compression.base import ScoreCompression
 from paged.kv.paged import PagedKV
 from paged.llm import LLM
 from paged.request import SamplingParams
@@ -32,10 +34,11 @@ WRAPPERS: dict[str, tuple[type, str, int]] = {
     "eviction": (ScoreEviction, "score", 2),
     "kv": (PagedKV, "reserve_len", 3),
     "sampler": (ScoreSampler, "score", 3),
+    "kv.compression": (ScoreCompression, "score", 1),
 }
 
 SIMULATION = "paged.tasks.simulate.simulate"
-GROUPS = ("scheduler", "kv", "eviction", "attention", "sampler")  # the engine's parts
+GROUPS = ("scheduler", "kv", "eviction", "attention", "sampler", "proposer")  # the engine's parts
 
 
 def gpu_or_cpu(gpu: Any, cpu: Any, *, _root_: DictConfig) -> Any:
@@ -71,9 +74,13 @@ def locate(path: str, target: object) -> Callable:
     return found
 
 
-def component(group: str, node: DictConfig) -> Any:
+def component(group: str, node: DictConfig | dict[str, Any]) -> Any:
     """Build what `node` describes, after checking every key against the target's signature."""
-    given = _plain(group, node)
+    given = dict(node) if isinstance(node, dict) else _plain(group, node)
+    for inner in [key for key in given if f"{group}.{key}" in WRAPPERS]:
+        part = given.pop(inner)
+        if part:  # the choice `none` is empty
+            given[inner] = component(f"{group}.{inner}", part)
     target = locate(group, given.pop("_target_", None))
     if inspect.isclass(target) or group not in WRAPPERS:
         return target(**check_arguments(group, given, parameters_of(target)))
@@ -159,12 +166,22 @@ def folder(cfg: DictConfig) -> RunFolder:
     )
 
 
+def choices(override: str) -> list[str]:
+    """`scheduler=fcfs,sjf` as its choices, `range(1,4)` and `choice(a,b)` too: Hydra's grammar."""
+    parsed = OverridesParser.create().parse_override(override)
+    if not parsed.is_sweep_override():
+        return [override]
+    key = parsed.get_key_element()
+    return [f"{key}={value}" for value in parsed.sweep_string_iterator()]
+
+
 # What a task can ask for, by parameter name, in the order of building: the model comes last.
 PARTS: dict[str, Callable[[DictConfig], Any]] = {
     "folder": folder,
     "sampling": sampling,
     "workload": lambda cfg: component("workload", cfg.workload),
     "logger": lambda cfg: component("logger", cfg.logger),
+    "choices": lambda cfg: choices,
     "recipe": recipe,
     "llm": llm,
     "llm_factory": llm_factory,

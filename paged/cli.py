@@ -19,10 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from paged import build
-from paged.arguments import did_you_mean
+from paged.arguments import did_you_mean, quoted
 from paged.tasks.sweep import sweep_table
 
 USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException)
+TEXTS = ("prompt", "task.over", "task.base", "task.baseline")  # not to be read by Hydra
 USAGE = """paged: an LLM inference engine for researchers
 
   paged generate                              a dozen prompts through the embedded model
@@ -32,7 +33,12 @@ USAGE = """paged: an LLM inference engine for researchers
   paged generate --help                       every group, choice and setting
   paged serve port=8000                       an OpenAI-compatible server (docs/server.md)
   paged bench task.mode=latency               measure it (docs/benchmarks.md)
+  paged bench_serve rates=[1,2,4]             load on a server, and what its clients see
+  paged eval tasks=[hellaswag]                tasks of lm-eval (docs/evaluation.md)
   paged warmup model=smollm2                  compile its kernels for this GPU ahead of time
+  paged ablate base='task=simulate workload=azure' over='scheduler=fcfs,sjf'
+                                              a paper's table (docs/experiments.md)
+  paged report outputs/2026-11-23             tables, plots and a trace of what has run
 """
 
 
@@ -50,19 +56,31 @@ def main() -> None:
 def task_arguments(task: str, arguments: Sequence[str]) -> list[str]:
     """Arguments of `paged <task> ...` as those of run.py.
 
-    A setting of the task needs no prefix (`port=8000` is `task.port=8000`), and a model need not
-    be a choice of the group (`model=facebook/opt-125m` is `model.path=facebook/opt-125m`).
+    A setting of the task needs no prefix (`port=8000` is `task.port=8000`), `out=` is the run
+    folder, folders given to `report` are its `runs`, and a model need not be a choice of the group
+    (`model=facebook/opt-125m` is `model.path=facebook/opt-125m`).
     """
     found = [f"task={task}"]
+    if task == "report":
+        runs = [one for one in arguments if not one.startswith("-") and _is_folder(one)]
+        arguments = [one for one in arguments if one not in runs]
+        found += [f"task.runs=[{','.join(map(quoted, runs))}]"] if runs else []
     settings = set(_keys("task", found)) - set(_keys("", found))
     for argument in arguments:
         key, separator, value = argument.partition("=")
-        if separator and key in settings:
+        if separator and key.partition(".")[0] in settings:
             argument = f"task.{argument}"
+        elif key == "out" and separator:
+            argument = f"hydra.run.dir={quoted(value)}"
         elif key == "model" and separator and _is_path(value):
             argument = f"model.path={value}"
         found.append(argument)
     return found
+
+
+def _is_folder(argument: str) -> bool:
+    """Whether this names a run; overrides are part of the names of folders that `ablate` makes."""
+    return "=" not in argument or Path(argument).is_dir()
 
 
 def _is_path(model: str) -> bool:
@@ -80,7 +98,7 @@ def config_dir() -> Path:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the job, or a sweep of jobs, that the arguments describe; returns the exit code."""
-    arguments = [quote_prompt(argument) for argument in arguments]
+    arguments = [quote_text(argument) for argument in arguments]
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     folders: list[Path] = []
 
@@ -131,16 +149,13 @@ def _hydra_raises(arguments: Sequence[str]) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = before[1]
 
 
-def quote_prompt(argument: str) -> str:
+def quote_text(argument: str) -> str:
     """`prompt=It's late, Tom` as Hydra's grammar takes it; quoted values are left alone."""
     key, separator, text = argument.partition("=")
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    if key != "prompt" or not separator or quoted or text == "null":
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if key not in TEXTS or not separator or is_quoted or text == "null":
         return argument
-    # Hydra reads \\ and \' only in front of a quote; OmegaConf would resolve ${...}.
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text.replace("${", "\\${"))
-    trailing = len(escaped) - len(escaped.rstrip("\\"))
-    return f"prompt='{escaped}{chr(92) * trailing}'"
+    return f"{key}={quoted(text)}"
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ import torch
 from paged.beam_stage import BeamStage
 from paged.beams import BeamGroup, BeamSearchParams, check_room
 from paged.command_queue import CommandQueue
+from paged.draft_stage import DraftStage
 from paged.graphs import EagerSteps, GraphSteps, regimes
 from paged.intake import Limits, LiveRequest
 from paged.interfaces import (
@@ -21,6 +22,7 @@ from paged.interfaces import (
     KVManager,
     LogitsProcessor,
     Model,
+    Proposer,
     Sampler,
     Scheduler,
 )  # fmt: skip
@@ -50,6 +52,7 @@ class Engine:
         clock: seconds; every time in outputs and metrics is read from it.
         grammars: for requests with structured_outputs; None refuses them.
         logits_processors: changes of the logits of every request.
+        proposer: of `sizes.num_draft_tokens`; None proposes nothing.
 
     A step whose events cannot come any more (a hung device, a CUDA error) makes `step` raise
     RuntimeError with the step and what was in flight; the engine is of no use after that.
@@ -76,19 +79,17 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
         grammars: GrammarCompiler | None = None,
         logits_processors: Sequence[LogitsProcessor] = (),
+        proposer: Proposer | None = None,
     ) -> None:
         self.model, self.sizes, self.device, self.seed = model, sizes, device, seed
         self.kv, self.in_flight, self.watchdog_seconds = kv, in_flight, watchdog_seconds
         self.requests = RequestTable(sizes, device, vocab_size)
         self.pool = kv.allocate(self.requests, device)
         self.mailbox = mailbox or Mailbox(sizes, device, vocab_size=vocab_size)
-        if not 1 <= in_flight < self.mailbox.depth:
-            raise ValueError(
-                f"in_flight must be from 1 to {self.mailbox.depth - 1} steps, got {in_flight}"
-            )
+        self.mailbox.check_in_flight(in_flight)
         if not watchdog_seconds > 0:
             raise ValueError(f"watchdog_seconds must be positive, got {watchdog_seconds}")
-        self.limits = Limits(sizes, vocab_size, tuple(eos_ids), reserves=kv.reserve_len is not None)
+        self.limits = Limits(sizes, vocab_size, tuple(eos_ids), kv.peak_pages)
         self.device_step = Step(
             sizes=sizes,
             requests=self.requests,
@@ -101,20 +102,20 @@ class Engine:
             attention=attention,
             sampler=sampler,
             beams=BeamStage(),
+            drafts=DraftStage(proposer, sizes, logits_processors),
             logits=LogitsStage(sizes, vocab_size, device, logits_processors),
             model=model,
             low_water=max(1, int(kv.low_water * sizes.num_pages)),
         )
         self.constraints = Constraints(grammars, vocab_size)
         self.capacities = regimes(sizes.max_num_batched_tokens)
-        self.ledger = Ledger(sizes.num_slots, sizes.max_num_seqs, self.capacities)
+        self.ledger = Ledger(sizes, self.capacities)
         self.on_step: Callable[[StepStats], None] | None = None
 
-        self.num_steps = 0
+        self.num_steps = self._tickets = 0
         self.clock = clock
         self._started = clock()
-        self._tickets = 0
-        self._queue = CommandQueue(self.mailbox, self.ledger, shares=not self.limits.reserves)
+        self._queue = CommandQueue(self.mailbox, self.ledger, shares=kv.reserve_len is None)
         self._by_id: dict[str, LiveRequest] = {}
         self._flights: deque[Flight] = deque()
         self._failure: str | None = None
@@ -156,7 +157,7 @@ class Engine:
         prompt: str | None = None,
     ) -> LiveRequest:
         """Queue a beam search, followed by the `beams` of what is returned; else as `submit`."""
-        check_room(params, len(prompt_token_ids), self.sizes, shares=not self.limits.reserves)
+        check_room(params, len(prompt_token_ids), self.sizes, shares=self.kv.takes_beams)
         sampling = params.sampling()
         live = self.submit(prompt_token_ids, sampling, request_id=request_id, prompt=prompt)
         search = BeamGroup(params)
@@ -222,10 +223,9 @@ class Engine:
         now = self.clock()
         touched = self.ledger.apply(report, flight.capacity, now)
         self.constraints.advance(touched)
-        if report.end_slots:
-            for live in touched:
-                if live.slot < 0:
-                    self._end(live)
+        for live in touched if report.end_slots else ():
+            if live.slot < 0:
+                self._end(live)
         if self.on_step is not None:
             ended = self.clock()
             worked = ended - began - (now - waiting)

@@ -63,7 +63,7 @@ class GraphSteps:
     """
 
     def __init__(self, step: Step, capacities: tuple[int, ...]) -> None:
-        for name in ("scheduler", "kv", "eviction", "attention", "sampler", "logits"):
+        for name in ("scheduler", "kv", "eviction", "attention", "sampler", "logits", "drafts"):
             if not getattr(step, name).capturable:
                 kind = type(getattr(step, name)).__name__
                 raise ValueError(

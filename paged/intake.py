@@ -198,14 +198,13 @@ class LiveRequest:
 class Limits:
     """What the engine can serve.
 
-    `reserves`: the allocator holds memory for more than the computed tokens, up to the model's
-    length.
+    `peak_pages`: the allocator's, see `KVManager`.
     """
 
     sizes: Sizes
     vocab_size: int
     eos_ids: tuple[int, ...]
-    reserves: bool
+    peak_pages: Callable[[int, int, Sizes], int]
 
     def accept(
         self,
@@ -240,11 +239,10 @@ class Limits:
         max_len = longest
         if params.max_tokens is not None:
             max_len = min(longest, len(ids) + params.max_tokens)
-        held = longest if self.reserves else max_len
-        pages = -(-held // self.sizes.page_size)
+        pages = self.peak_pages(len(ids), max_len, self.sizes)
         if pages > self.sizes.num_pages:
             raise ValueError(
-                f"the request needs up to {pages} pages for {held} tokens, but the pool has "
+                f"the request needs up to {pages} pages for {max_len} tokens, but the pool has "
                 f"kv.num_pages={self.sizes.num_pages}; raise it or lower max_tokens"
             )
         own = () if params.ignore_eos else self.eos_ids

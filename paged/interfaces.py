@@ -1,12 +1,12 @@
 """The contracts: what the engine asks of a scheduler, an eviction policy, an allocator, an
-attention implementation and a sampler.
+attention implementation, a sampler and a proposer.
 
 The common policy is one function, given to a ready class: `rank` for a scheduler, `score` for an
 eviction policy, `reserve_len` for an allocator, `score` for a sampler, a kernel for attention. The
 classes below are the full interfaces, for the rest. Every method runs once a step (attention's
 `forward` once a layer), must not synchronise with the device, and must not allocate device memory
 after its first call. Shapes use R slots, S sequences of a step, T tokens of a step, N pages, M
-pages of a sequence.
+pages of a sequence, B sampled rows of a step.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +16,9 @@ from typing import Any, Protocol
 
 import torch
 
-from paged.state import PagePool, RequestTable, StepPlan
+from paged.kernels.control.budget import PageBudget
+from paged.kernels.control.compress import Drops
+from paged.state import PagePool, RequestTable, Sizes, StepPlan
 
 
 class Part:
@@ -58,6 +60,22 @@ class Eviction(Part, ABC):
         """
 
 
+class Compression(Part, ABC):
+    """Decides which full pages a running request keeps when it holds more than its budget."""
+
+    @abstractmethod
+    def budget(self, page_size: int) -> PageBudget:
+        """The pages of a row. Raises ValueError if its own protected pages do not fit."""
+
+    @abstractmethod
+    def scores(self, requests: RequestTable, drops: Drops, model: "Model") -> None:
+        """Write `drops.scores` for entries `sink_pages` to `ends` of the block tables of the first
+        `num_rows` rows: the smallest are dropped, of equal ones the oldest.
+
+        A score may depend on nothing but the row's keys and values, so that a row that is computed
+        again drops the same."""
+
+
 class KVManager(Part, ABC):
     """Owns the page pool: what is found, reserved, published and given back."""
 
@@ -67,6 +85,19 @@ class KVManager(Part, ABC):
     pool: PagePool
     reserve_len: Callable | None  # tokens a row holds pages for; None: its computed tokens
     low_water: float  # share of the pages to keep free by eviction
+    compression: Compression | None = None  # drops pages of running requests
+
+    @property
+    def takes_beams(self) -> bool:
+        """Whether rows can take over each other's pages at any time."""
+        return self.reserve_len is None and self.compression is None
+
+    def peak_pages(self, prompt_len: int, max_len: int, sizes: Sizes) -> int:
+        """Pages that a request holds at most at one time."""
+        if self.compression is not None:
+            return self.compression.budget(self.page_size).peak(prompt_len, max_len, self.page_size)
+        held = max_len if self.reserve_len is None else sizes.max_model_len
+        return -(-held // self.page_size)
 
     @abstractmethod
     def allocate(self, requests: RequestTable, device: torch.device) -> PagePool:
@@ -86,9 +117,18 @@ class KVManager(Part, ABC):
     def commit(self, requests: RequestTable, plan: StepPlan) -> None:
         """Make the full pages of rows that drew a token findable."""
 
+    def compress(self, requests: RequestTable, model: "Model") -> None:
+        """Drop pages of running rows that are over their budget."""
+
     @abstractmethod
     def release(self, requests: RequestTable, plan: StepPlan, events) -> None:
         """Take back the pages of finished and preempted rows, and close the step."""
+
+    @abstractmethod
+    def memory_split(self, requests: RequestTable) -> dict[str, int]:
+        """Slots of KV memory by use between two steps: token_states, reserved, internal_waste,
+        external_waste, cached and free, which make up the pool (reads the device; for
+        experiments)."""
 
     @abstractmethod
     def check(self, requests: RequestTable) -> None:
@@ -154,11 +194,34 @@ class Sampler(Part, ABC):
 
     @abstractmethod
     def sample(self, logits: torch.Tensor, requests: RequestTable, plan: StepPlan) -> None:
-        """Draw from `logits` [B, vocab] float32, row i for slot `plan.sample_slots[i]`; B <= S is
-        the step's capacity of sampled rows.
+        """Draw from `logits` [B, vocab] float32, row i for slot `plan.sample_slots[i]`; B is the
+        step's capacity of sampled rows.
 
-        Writes `plan.sampled_tokens` [S] int32 and `plan.sampled_logprobs` [S] float32 (of the raw
+        The token drawn is the request's number `total_len`, plus `plan.sample_offsets[i]` where
+        that is not None: with speculation a request has several rows. A draw must depend on the
+        request, that number and the row's logits only.
+        Writes `plan.sampled_tokens` [B] int32 and `plan.sampled_logprobs` [B] float32 (of the raw
         distribution) for the first `plan.num_samples` rows. A row whose logits hold NaN draws -1.
+        """
+
+
+class Proposer(Part, ABC):
+    """Guesses the next tokens of sequences; the model then verifies them in one step.
+
+    A guess costs time when it is wrong, and changes no output: see kernels/control/drafts.py.
+    """
+
+    num_draft_tokens: int  # K: proposed for a sequence in one step at most, 0 = no speculation
+
+    @abstractmethod
+    def propose(self, requests: RequestTable, plan: StepPlan) -> None:
+        """Write draft tokens for the sequences of a step, before its model runs.
+
+        Sequence i of the first `plan.num_seqs` is that of slot s = `plan.seq_slots[i]`. It draws in
+        this step if `plan.slot_sample[s]` >= 0, and its tokens so far are the first
+        `requests.total_len[s]` of `requests.token_ids[s]`. Writes `plan.num_drafts` [S] int32, from
+        0 to K, and so many tokens of the vocabulary to `plan.draft_tokens[i]` [K] int32. The engine
+        takes what fits the step and ignores the rest.
         """
 
 
@@ -175,11 +238,12 @@ class Model(Protocol):
     """What the step needs of a model; `paged.models.decoder.Decoder` is one."""
 
     pages: torch.Tensor  # [planes, N, elements of a page]: all it keeps of each page's tokens
+    head_dim: int  # of keys and values; planes are keys and values of each layer in turn
 
     def forward(
         self, plan: StepPlan, meta: AttentionMeta, attention: Attention, capacity: int
     ) -> torch.Tensor:
-        """Logits [min(S, capacity), vocab] float32 of the rows `plan.logits_indices`.
+        """Logits [min(B, capacity), vocab] float32 of the rows `plan.logits_indices`.
 
         Writes this step's keys and values, and calls `attention.plan` before its first layer.
         """

@@ -9,6 +9,7 @@ from itertools import islice
 from paged.intake import LiveRequest
 from paged.kernels.control.columns import REASON_ABORT, REASON_ERROR, REASON_LENGTH, REASON_STOP
 from paged.mailbox import Report
+from paged.state import Sizes
 
 REASONS = {
     REASON_STOP.value: "stop",
@@ -22,13 +23,14 @@ class Ledger:
     """The requests that hold a slot.
 
     Args:
-        num_slots: rows of the request table.
-        max_num_seqs: requests that run at once.
+        sizes: of the engine; slots, requests that run at once, and draft tokens count here.
         capacities: tokens that the graphs of a step hold, ascending.
     """
 
-    def __init__(self, num_slots: int, max_num_seqs: int, capacities: tuple[int, ...]) -> None:
-        self.max_num_seqs, self.capacities = max_num_seqs, capacities
+    def __init__(self, sizes: Sizes, capacities: tuple[int, ...]) -> None:
+        num_slots = sizes.num_slots
+        self.max_num_seqs, self.capacities = sizes.max_num_seqs, capacities
+        self.num_draft_tokens = sizes.num_draft_tokens
         self.num_running = 0
         self.num_beams = 0  # of the requests, those that are beams
         self.free_pages: int | None = None  # None: no step has reported yet
@@ -38,6 +40,7 @@ class Ledger:
         self._waiting: dict[int, LiveRequest] = {}  # by slot
         self._waiting_tokens = 0
         self._prefill_tokens = 0  # that running requests have to compute before they draw
+        self._drafted = 0  # draft tokens of the last step
         self._blocked = False  # the last step had room for waiting requests and took none
 
     def __len__(self) -> int:
@@ -78,7 +81,8 @@ class Ledger:
 
         The smallest capacity for the tokens that will probably run. It is a guess: the policy may
         admit others than the first in line, and pages may be short. The device clamps to the
-        capacity, so a guess too small only leaves work to the next step.
+        capacity, so a guess too small only leaves work to the next step. Drafts are taken to be as
+        many as one sequence can have, and twice those of the last step.
         """
         seats = 0 if self._blocked else self.max_num_seqs - self.num_running
         rows = min(self.num_running + min(seats, len(self._waiting)), self.max_num_seqs)
@@ -88,9 +92,10 @@ class Ledger:
         else:
             prompts += sum(live.to_prefill for live in islice(self._waiting.values(), seats))
         prompts = max(0, prompts - underway)
+        drafts = min(rows * self.num_draft_tokens, 2 * self._drafted + self.num_draft_tokens)
         capacity = self.capacities[-1]
         for size in self.capacities:
-            if size >= prompts + rows:
+            if size >= prompts + rows + drafts:
                 capacity = size
                 break
         return capacity, min(prompts, max(0, capacity - rows))
@@ -119,7 +124,8 @@ class Ledger:
                 live.prefilling = False
                 self._prefill_tokens -= live.to_prefill
                 metrics.first_token_time = metrics.first_token_time or now
-            touched.append(live)
+            if not touched or touched[-1] is not live:  # several tokens of a row come together
+                touched.append(live)
         for slot, top in report.tops.items():
             by_slot[slot].take_top(top)
         for slot, reason in zip(report.end_slots, report.end_reasons):
@@ -132,6 +138,7 @@ class Ledger:
                 touched.append(live)
         header = report.header
         self.free_pages, self.shortfall = header.free_pages, header.shortfall
+        self._drafted = header.num_draft_tokens
         self._blocked = (
             header.num_waiting > 0
             and self.num_beams == 0  # a group of beams waits for room for all of them

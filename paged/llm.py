@@ -14,14 +14,23 @@ from paged.eviction.base import ScoreEviction
 from paged.eviction.lru import score as lru
 from paged.graphs import use_graphs
 from paged.intake import LiveRequest, beam_search_output
-from paged.interfaces import Attention, Eviction, KVManager, LogitsProcessor, Sampler, Scheduler
+from paged.interfaces import (
+    Attention,
+    Eviction,
+    KVManager,
+    LogitsProcessor,
+    Proposer,
+    Sampler,
+    Scheduler,
+)  # fmt: skip
 from paged.kv.paged import PagedKV
 from paged.logits_processors import logits_processor
 from paged.models.loading import load_model
+from paged.proposers.none import NoProposer
 from paged.request import RequestOutput, SamplingParams
 from paged.samplers.stochastic import StochasticSampler
 from paged.schedulers.base import RankScheduler
-from paged.sizing import choose_num_pages, resolve_device, resolve_dtype
+from paged.sizing import check_compression, choose_num_pages, resolve_device, resolve_dtype
 from paged.startup import StartClock
 from paged.state import Sizes
 from paged.structured.llguidance import LLGuidance
@@ -39,7 +48,7 @@ class LLM:
             `load="dummy"` a preset or a folder with a config.json.
         scheduler, kv, eviction: an object of the interface, or a policy function for the ready
             class (`RankScheduler`, `PagedKV`, `ScoreEviction`); None is fcfs, paged, lru.
-        attention, sampler: an object of the interface; None is Triton attention, stochastic.
+        attention, sampler, proposer: objects; None is Triton attention, stochastic, no drafts.
         dtype: "auto" is bfloat16 on a GPU and float32 in the interpreter.
         max_model_len: tokens of a sequence at most; None is the model's own limit.
         num_slots: rows of the request table; requests beyond it queue on the host.
@@ -60,6 +69,7 @@ class LLM:
         eviction: Eviction | Callable | None = None,
         attention: Attention | None = None,
         sampler: Sampler | None = None,
+        proposer: Proposer | None = None,
         dtype: str | torch.dtype = "auto",
         device: str | None = None,
         max_model_len: int | None = None,
@@ -78,6 +88,7 @@ class LLM:
         kv = PagedKV() if kv is None else kv
         if not isinstance(kv, KVManager):
             kv = PagedKV(reserve_len=kv)
+        proposer = NoProposer() if proposer is None else proposer
         eviction = lru if eviction is None else eviction
         if not isinstance(eviction, Eviction):
             eviction = ScoreEviction(eviction)
@@ -94,9 +105,9 @@ class LLM:
                 f"got {max_model_len}"
             )
         seqs = scheduler.max_num_seqs
-        if num_slots is None:
-            num_slots = max(seqs, 1024) if self.device.type == "cuda" else seqs
+        num_slots = num_slots or (max(seqs, 1024) if self.device.type == "cuda" else seqs)
         length = max_model_len or longest
+        check_compression(kv, self.spec, proposer.num_draft_tokens)
         sizes = Sizes(
             num_slots=num_slots,
             max_num_seqs=seqs,
@@ -104,15 +115,16 @@ class LLM:
             max_model_len=length,
             page_size=kv.page_size,
             num_pages=choose_num_pages(kv, self.spec, self.dtype, self.device, length, seqs),
+            num_draft_tokens=proposer.num_draft_tokens,
         )
         self.model.allocate(
-            sizes.max_num_batched_tokens, sizes.max_num_seqs, sizes.page_size, sizes.num_pages
+            sizes.max_num_batched_tokens, sizes.max_num_samples, sizes.page_size, sizes.num_pages
         )
         clock.end("KV cache", self.device)
         attention = TritonAttention() if attention is None else attention
         sampler = StochasticSampler() if sampler is None else sampler
         processors = [logits_processor(one) for one in logits_processors]
-        parts = (scheduler, kv, eviction, attention, sampler, *processors)
+        parts = (scheduler, kv, eviction, attention, sampler, proposer, *processors)
         graphs = use_graphs(engine, self.device, all(part.capturable for part in parts))
         vocab_size, grammars = self.spec.vocab_size, None
         if self.tokenizer is not None:
@@ -133,6 +145,7 @@ class LLM:
             seed=seed,
             grammars=grammars,
             logits_processors=processors,
+            proposer=proposer,
         )
         capture = self.engine.steps.capture_seconds
         clock.end("compile and warm up", self.device, without=capture)

@@ -24,7 +24,7 @@ class LogitsStage:
         processors: Sequence[LogitsProcessor] = (),
     ) -> None:
         self.processors = tuple(processors)
-        self.workspace = logits_workspace(sizes.max_num_seqs, vocab_size, device)
+        self.workspace = logits_workspace(sizes.max_num_samples, vocab_size, device)
 
     def edit(self, logits: torch.Tensor, requests: RequestTable, plan: StepPlan) -> None:
         """Change `logits` [B, vocab] float32 in place; row i belongs to plan.sample_slots[i]."""

@@ -48,6 +48,8 @@ class Header(NamedTuple):
     num_preempted: int
     num_admitted: int
     num_published_rows: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
 
 
 class Report(NamedTuple):
@@ -127,8 +129,9 @@ class Mailbox:
             edits=ring(sizes.num_slots, WORDS, dtype=torch.int32),
             masks=ring(sizes.num_slots, mask_words(vocab_size), dtype=torch.int32),
         )
+        num_words = event.event_words(sizes.num_slots, sizes.num_draft_tokens)
         self.tops = TopReports(depth, sizes.num_slots, pinned)
-        self.events = event.Events(words=ring(depth, event.event_words(sizes.num_slots)))
+        self.events = event.Events(words=ring(depth, num_words))
         self._headers = self.commands.headers.numpy()
         self._words = self.commands.words.numpy()
         self._prompts = self.commands.prompts.numpy()
@@ -148,6 +151,11 @@ class Mailbox:
         self._written = 0  # prompt tokens ever put into their ring
         self._consumed = 0  # of those, tokens whose step is known to be over
         self._marks: dict[int, int] = {}  # step: `_written` after its commands
+
+    def check_in_flight(self, steps: int) -> None:
+        """Raise ValueError unless so many steps may be launched before the first is read."""
+        if not 1 <= steps < self.depth:
+            raise ValueError(f"in_flight must be from 1 to {self.depth - 1} steps, got {steps}")
 
     def room_for(self, num_tokens: int) -> bool:
         """Whether a prompt fits beside those the device may not have read yet."""

@@ -49,6 +49,20 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     return chosen
 
 
+def check_compression(kv: KVManager, spec: DecoderSpec, num_draft_tokens: int) -> None:
+    """Raise ValueError if pages cannot be dropped from what is read of this model."""
+    if kv.compression is not None and num_draft_tokens:
+        raise ValueError(
+            "kv.compression must be none with drafts, whose keys are counted from the start of the "
+            "sequence; use proposer=none or kv/compression=none"
+        )
+    if kv.compression is not None and any(spec.sliding_window or ()):
+        raise ValueError(
+            "kv.compression must be none for a model with sliding windows: attention counts how "
+            "far back a key is by the keys that are there"
+        )
+
+
 def choose_num_pages(
     kv: KVManager,
     spec: DecoderSpec,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from paged.kernels.control import columns as col
+from paged.kernels.control.budget import PageBudget
 from paged.kernels.logit_edits import WORDS, mask_words
 
 WAITING, RUNNING = col.WAITING.value, col.RUNNING.value
@@ -39,11 +40,13 @@ class Sizes:
     max_model_len: int  # L: tokens of one sequence
     page_size: int  # tokens of a page, a power of two
     num_pages: int  # N
+    num_draft_tokens: int = 0  # K: proposed for a sequence in one step at most, 0 = no speculation
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
+            least = 0 if name == "num_draft_tokens" else 1
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         check_page_size(self.page_size)
         if self.max_num_seqs > self.num_slots:
             raise ValueError(
@@ -55,11 +58,17 @@ class Sizes:
     def max_pages_per_seq(self) -> int:
         return -(-self.max_model_len // self.page_size)
 
+    @property
+    def max_num_samples(self) -> int:
+        """B: rows of logits of one step."""
+        return self.max_num_seqs * (1 + self.num_draft_tokens)
+
 
 class RequestTable:
     """One row a request. `columns` [C, R] int32; every name below is a view of one column [R]."""
 
     stages: Any = None  # what runs in the kernels' place on this state: see paged/simulator
+    page_budget: PageBudget | None = None  # set by an allocator that compresses
     status: torch.Tensor
     arrival: torch.Tensor
     arrival_ms: torch.Tensor
@@ -91,6 +100,7 @@ class RequestTable:
     beam_width: torch.Tensor
     beam_index: torch.Tensor
     early_stopping: torch.Tensor
+    num_dropped: torch.Tensor
 
     def __init__(self, sizes: Sizes, device: torch.device | str, vocab_size: int = 1) -> None:
         slots, pages = sizes.num_slots, sizes.max_pages_per_seq
@@ -183,11 +193,14 @@ class StepPlan:
     """Who runs in this step and how many tokens each computes, in service order.
 
     Per slot [R]: `key`, `order`, `grant`, `admitted`, `slot_sample`. Per sequence of the batch [S]:
-    the rest of the middle block. Per token [T]: the model's inputs. Per sampled row [S]: the end.
+    the rest of the middle block. Per token [T]: the model's inputs. Per sampled row [B]: the end.
+    With speculation a sequence that draws may have several sampled rows, one behind the other: row
+    `slot_sample` for its next token, and one behind each of its draft tokens.
     """
 
     def __init__(self, sizes: Sizes, device: torch.device | str) -> None:
         slots, seqs, tokens = sizes.num_slots, sizes.max_num_seqs, sizes.max_num_batched_tokens
+        samples, drafts = sizes.max_num_samples, sizes.num_draft_tokens
         self.sizes = sizes
 
         def ints(*shape: int, value: int = 0, dtype: torch.dtype = torch.int32) -> torch.Tensor:
@@ -199,7 +212,7 @@ class StepPlan:
         self.admitted = ints(slots)  # 1 = left the queue in this step
         self.slot_sample = ints(slots, value=-1)  # index among the sampled rows, -1 = none
 
-        self.counts = ints(10)
+        self.counts = ints(12)
         self.num_tokens = self.counts[0:1]
         self.num_seqs = self.counts[1:2]
         self.num_samples = self.counts[2:3]
@@ -210,6 +223,8 @@ class StepPlan:
         self.num_events = self.counts[7:8]
         self.num_copies = self.counts[8:9]
         self.num_beam_copies = self.counts[9:10]
+        self.num_draft_tokens = self.counts[10:11]  # verified in this step, of all sequences
+        self.num_accepted_tokens = self.counts[11:12]
         self.ring_base = ints(1, dtype=torch.int64)  # the free ring's head before this step
 
         self.seq_slots = ints(seqs)
@@ -224,19 +239,24 @@ class StepPlan:
         self.cu_seqlens_q = ints(seqs + 1)
         self.seq_lens = ints(seqs)
         self.block_table = ints(seqs, sizes.max_pages_per_seq)
+        self.num_drafts = ints(seqs)  # proposed, and then granted
+        self.draft_tokens = ints(seqs, drafts)  # that may follow the sequence's last token
+        self.num_accepted = ints(slots)  # of the drafts; of slots that drew
 
         self.input_ids = ints(tokens)
         self.positions = ints(tokens)
         self.slot_mapping = ints(tokens, value=-1, dtype=torch.int64)
 
-        self.sample_slots = ints(seqs)
-        self.logits_indices = ints(seqs)
-        self.sampled_tokens = ints(seqs)
-        self.sampled_logprobs = torch.zeros(seqs, dtype=torch.float32, device=device)
+        self.sample_slots = ints(samples)
+        # The row draws its request's token number `total_len + sample_offsets`; None: all are 0.
+        self.sample_offsets = ints(samples) if drafts else None
+        self.logits_indices = ints(samples)
+        self.sampled_tokens = ints(samples)
+        self.sampled_logprobs = torch.zeros(samples, dtype=torch.float32, device=device)
         self.beams = False  # whether the stages of this step look for beams
         width = col.MAX_BEAM_WIDTH.value + col.NUM_STOP_IDS.value
-        self.beam_tokens = ints(seqs, width)  # candidates of each sampled row that is a beam
-        self.beam_logprobs = torch.zeros(seqs, width, dtype=torch.float32, device=device)
+        self.beam_tokens = ints(samples, width)  # candidates of each sampled row that is a beam
+        self.beam_logprobs = torch.zeros(samples, width, dtype=torch.float32, device=device)
         self.beam_source = ints(slots, value=-1)  # slot whose sequence a beam continues, or -1
         self.ended_source = ints(slots, value=-1)  # slot whose sequence ends here, or -1
         self.ended_token = ints(slots)

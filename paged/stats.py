@@ -49,6 +49,8 @@ class StepStats:
     num_admitted: int
     cached_tokens: int
     recomputed_tokens: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
     capacity: int
     seconds: float
     host_seconds: float
@@ -71,6 +73,8 @@ class StepStats:
             num_admitted=header.num_admitted,
             cached_tokens=sum(report.cached_tokens),
             recomputed_tokens=sum(report.dropped_tokens),
+            num_draft_tokens=header.num_draft_tokens,
+            num_accepted_tokens=header.num_accepted_tokens,
             capacity=flight.capacity,
             seconds=seconds,
             host_seconds=host_seconds,

@@ -1,7 +1,9 @@
 """The step, stage by stage: the device's side of the engine.
 
     ingest -> lookup -> rank -> schedule -> prepare -> model -> edit -> sample -> report
-    -> update -> publish -> release
+    -> update -> publish -> compress -> release
+
+With a proposer, drafts are proposed and granted after `schedule` and verified before `update`.
 
 Every stage is a launch over device-resident state. Nothing here looks at a result, so the whole can
 be captured in a CUDA graph (see graphs.py) and replayed ahead of what the host knows.
@@ -10,6 +12,7 @@ be captured in a CUDA graph (see graphs.py) and replayed ahead of what the host 
 from dataclasses import dataclass
 
 from paged.beam_stage import BeamStage
+from paged.draft_stage import DraftStage
 from paged.interfaces import (
     Attention,
     AttentionMeta,
@@ -43,6 +46,7 @@ class Step:
     sampler: Sampler
     logits: LogitsStage
     beams: BeamStage
+    drafts: DraftStage
     model: Model
     low_water: int  # pages to keep free
 
@@ -62,6 +66,7 @@ class Step:
         self.scheduler.schedule(
             requests, self.pool, plan, capacity=capacity, reserve=self.kv.reserve_len
         )
+        self.drafts.propose(requests, self.pool, plan, budget=capacity)
         self.kv.reserve(requests, plan)
         copy_pages(self.model.pages, plan.copy_source, plan.copy_target, plan.num_copies)
         meta = AttentionMeta(
@@ -80,8 +85,10 @@ class Step:
         self.logits.report(logits, requests, self.pool, plan, self.mailbox.tops.words)
         if beams:
             self.beams.choose(logits, requests, self.pool, plan, self.model.pages)
+        self.drafts.verify(requests, plan)
         update(requests, self.pool, plan, self.mailbox.events)
         self.kv.commit(requests, plan)
+        self.kv.compress(requests, self.model)
         self.kv.release(requests, plan, self.mailbox.events)
 
     def maintain(self) -> None:

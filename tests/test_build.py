@@ -7,7 +7,15 @@ from omegaconf import OmegaConf
 
 from paged import build
 from paged.cli import config_dir
-from paged.interfaces import Attention, Eviction, KVManager, Sampler, Scheduler
+from paged.interfaces import (
+    Attention,
+    Compression,
+    Eviction,
+    KVManager,
+    Proposer,
+    Sampler,
+    Scheduler,
+)
 from paged.schedulers.base import HostScheduler, RankScheduler
 
 INTERFACES = {
@@ -16,12 +24,20 @@ INTERFACES = {
     "kv": KVManager,
     "attention": Attention,
     "sampler": Sampler,
+    "proposer": Proposer,
 }
 CHOICES = [
     (group, path.stem)
     for group in INTERFACES
     for path in sorted((config_dir() / group).glob("[!_]*.yaml"))
 ]
+
+COMPRESSIONS = sorted(path.stem for path in (config_dir() / "kv/compression").glob("[!_]*.yaml"))
+
+
+@triton.jit
+def value_norm(token, power):
+    return token.value * power
 
 
 @triton.jit
@@ -55,6 +71,24 @@ def compose(*overrides):
 def test_every_choice_builds_its_interface(group, choice):
     cfg = compose(f"{group}={choice}")
     assert isinstance(build.component(group, cfg[group]), INTERFACES[group])
+
+
+@pytest.mark.parametrize("choice", COMPRESSIONS)
+def test_every_compression_builds_as_a_part_of_the_allocator(choice):
+    cfg = compose(f"kv/compression={choice}")
+    compression = build.component("kv", cfg.kv).compression
+    assert isinstance(compression, Compression) or (choice, compression) == ("none", None)
+
+
+def test_compression_of_ones_own_has_the_common_knobs_and_its_arguments():
+    own = (f"kv.compression._target_={__name__}.value_norm", "+kv.compression.power=3")
+    cfg = compose("kv/compression=knorm", *own, "kv.compression.ratio=0.25")
+    compression = build.component("kv", cfg.kv).compression
+    assert (compression.score_function, compression.args) == (value_norm, (3,))
+    assert compression.budget(16).share == 256
+    cfg = compose("kv/compression=knorm", "kv.compression.recent=lots")
+    with pytest.raises(ValueError, match=r"kv\.compression\.recent: expected int, got 'lots'"):
+        build.component("kv", cfg.kv)
 
 
 @pytest.mark.parametrize("path", sorted((config_dir() / "experiment").glob("*.yaml")))

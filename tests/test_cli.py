@@ -55,13 +55,13 @@ def test_full_error_shows_where(monkeypatch, tmp_path):
     ["Once upon a time", "It's late, Tom: come!", "a\\", "quo\\'te", "${x} $y", "a=b=[c", "", "#1"],
 )
 def test_any_prompt_passes_through_the_grammar(text):
-    override = OverridesParser.create().parse_override(cli.quote_prompt(f"prompt={text}"))
+    override = OverridesParser.create().parse_override(cli.quote_text(f"prompt={text}"))
     assert override.value() == text.replace("${", "\\${")  # OmegaConf takes the backslash away
 
 
 def test_quoted_prompts_and_other_arguments_are_left_alone():
     for argument in ("prompt='a, b'", "prompt=null", "scheduler=sjf", "-m", "kv.page_size=16,32"):
-        assert cli.quote_prompt(argument) == argument
+        assert cli.quote_text(argument) == argument
 
 
 def test_the_console_command_alone_prints_help(monkeypatch, capsys):

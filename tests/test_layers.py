@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "paged").rglob("*.py"))
 SOURCES = [ROOT / "run.py", *FILES, *sorted((ROOT / "tests").rglob("*.py"))]
-PLUGIN_FOLDERS = ("kv", "eviction", "schedulers", "samplers", "attention", "workloads", "loggers")
+PLUGIN_FOLDERS = (
+    "kv", "eviction", "schedulers", "samplers", "proposers", "attention", "workloads", "loggers",
+)  # fmt: skip
 MAY_IMPORT_HYDRA = ("paged.build", "paged.cli")
 
 

@@ -1,12 +1,14 @@
 """The host's counts, kept as they change, against counting everything anew."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from paged.graphs import regimes
 from paged.intake import Limits, LiveRequest
 from paged.kernels.control.columns import REASON_ABORT, REASON_LENGTH
+from paged.kv.paged import PagedKV
 from paged.ledger import Ledger
 from paged.mailbox import Header, Report
 from paged.request import SamplingParams
@@ -20,7 +22,7 @@ CAPACITIES = (16, 64, 128)
 
 
 def request(ticket: int, length: int) -> LiveRequest:
-    limits = Limits(SIZES, vocab_size=64, eos_ids=(), reserves=False)
+    limits = Limits(SIZES, vocab_size=64, eos_ids=(), peak_pages=PagedKV().peak_pages)
     return limits.accept([1] * length, SamplingParams(max_tokens=20), str(ticket), None, ticket)
 
 
@@ -51,7 +53,7 @@ def expected_guess(ledger: Ledger, requests: list[LiveRequest], blocked: bool) -
 @pytest.mark.parametrize("seed", range(5))
 def test_counts_after_any_history(seed):
     rng = random.Random(seed)
-    ledger = Ledger(SIZES.num_slots, SIZES.max_num_seqs, CAPACITIES)
+    ledger = Ledger(SIZES, CAPACITIES)
     live: list[LiveRequest] = []
     kinds = dict.fromkeys(("admitted", "preempted", "drawn", "ended"), 0)
     for ticket in range(150):
@@ -97,7 +99,7 @@ def test_counts_after_any_history(seed):
 
 
 def test_waiting_requests_that_get_no_pages_are_not_guessed_for():
-    ledger = Ledger(SIZES.num_slots, SIZES.max_num_seqs, CAPACITIES)
+    ledger = Ledger(SIZES, CAPACITIES)
     first, second = request(0, 10), request(1, 50)
     ledger.enter(first)
     ledger.enter(second)
@@ -114,8 +116,22 @@ def test_waiting_requests_that_get_no_pages_are_not_guessed_for():
     assert ledger.guess(0) == (64, 50), "pages came back"
 
 
+def test_drafts_are_guessed_for_as_far_as_the_last_step_had_some():
+    ledger = Ledger(replace(SIZES, num_draft_tokens=6), CAPACITIES)
+    requests = [request(ticket, 1) for ticket in range(5)]
+    for live in requests:
+        ledger.enter(live)
+    slots = [live.slot for live in requests]
+    ledger.apply(report([(slot, 0) for slot in slots], drawn=slots), 16, now=0.0)
+    assert ledger.guess(0) == (16, 0), "5 rows, and drafts for one of them"
+    ledger.apply(report(drawn=slots, num_draft_tokens=3), 16, now=0.0)
+    assert ledger.guess(0) == (64, 0), "5 rows, and 2 * 3 + 6 drafts"
+    ledger.apply(report(drawn=slots, num_draft_tokens=30), 64, now=0.0)
+    assert ledger.guess(0) == (64, 0), "5 rows, and 30 drafts, which is all there can be"
+
+
 def test_prompt_tokens_on_their_way_are_not_guessed_for_again():
-    ledger = Ledger(SIZES.num_slots, SIZES.max_num_seqs, CAPACITIES)
+    ledger = Ledger(SIZES, CAPACITIES)
     ledger.enter(request(0, 99))
     assert ledger.guess(0) == (128, 99)
     assert ledger.guess(99) == (16, 0)

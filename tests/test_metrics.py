@@ -49,6 +49,9 @@ def metrics() -> RunMetrics:
     metrics.begin()
     metrics.step(step(num_tokens=36, num_seqs=2, free_pages=4, cached_pages=1, cached_tokens=16))
     metrics.step(step(num_tokens=2, num_seqs=2, free_pages=8, cached_pages=1, num_preempted=1))
+    for drafted, accepted in ((5, 0), (3, 2)):
+        drafts = {"num_draft_tokens": drafted, "num_accepted_tokens": accepted}
+        metrics.step(step(num_tokens=1, num_seqs=2, free_pages=8, **drafts))
     return metrics
 
 
@@ -56,7 +59,8 @@ def test_sums_and_percentiles(metrics):
     summary = metrics.summary([request(0, 20, 11), request(1, 16, 1)])
     assert summary["prompt_tokens"] == 36
     assert summary["output_tokens"] == 12
-    assert summary["computed_tokens"] == 38
+    assert summary["computed_tokens"] == 40
+    assert (summary["draft_tokens"], summary["accepted_tokens"]) == (8, 2)
     assert summary["mean_batch_size"] == 2
     assert summary["prefix_hit_rate"] == pytest.approx(16 / 36)
     assert summary["preemptions"] == 1
@@ -90,3 +94,4 @@ def test_the_table_shows_every_part(metrics):
     assert "2 refused" in text
     assert "5 of 10" in text
     assert "token states" in text
+    assert "8, 2 accepted, 25.0% of them" in text

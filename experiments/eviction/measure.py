@@ -125,9 +125,9 @@ def missing(cases: list[Case], path: Path) -> Iterator[Case]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--windows", type=int, default=6)
+    parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--requests", type=int, default=2000, help="of a window")
-    parser.add_argument("--pages", type=int, nargs="+", default=[1000, 4000])
+    parser.add_argument("--pages", type=int, nargs="+", default=[4000])
     parser.add_argument("--rate-scale", type=float, default=0.5)
     parser.add_argument("--policies", nargs="+", default=POLICIES)
     parser.add_argument("--jobs", type=int, default=2, help="processes at once")

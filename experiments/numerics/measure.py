@@ -7,7 +7,6 @@ times are medians. Before anything is timed, both settings pass the attention co
 """
 
 import argparse
-import statistics
 
 import torch
 
@@ -16,6 +15,7 @@ from paged.attention.triton import TritonAttention
 from paged.interfaces import AttentionMeta
 from paged.models.loading import load_model
 from paged.state import Sizes, StepPlan, next_power_of_2
+from paged.tasks.bench.hardware import graph_seconds
 from paged.testing.attention_cases import ATTENTION_CASES, attention_case
 from paged.testing.tolerances import assert_close
 
@@ -58,19 +58,10 @@ def fill(plan: StepPlan, seqs: int, new: int, keys: int) -> AttentionMeta:
 
 
 def median_ms(decoder, plan, meta, attention, repeats: int) -> float:
-    decoder.forward(plan, meta, attention, meta.max_num_tokens)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    def forward() -> None:
         decoder.forward(plan, meta, attention, meta.max_num_tokens)
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
+
+    return 1e3 * graph_seconds([forward], repeats)
 
 
 def check(settings: tuple[str, ...]) -> None:

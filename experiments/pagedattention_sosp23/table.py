@@ -31,8 +31,7 @@ GAINS = {"Orca (Max)": "2.7-8", "Orca (Oracle)": "1.7-2.7"}
 SAMPLES_SAVE = (6.09, 8.53, 9.79)
 BEAMS_SAVE = (37.56, 53.13, 55.16)
 
-# Requests of a run: enough for some 15,000 steps under load, which is about 8 s of averaging over
-# every request that the system can hold.
+# Requests of a run: enough for some 10,000 steps while memory is full.
 BACKLOG = dict(zip(SYSTEMS, (400, 600, 700, 1500)))
 ARRIVING = {"ShareGPT": 600, "Alpaca": 2400}
 

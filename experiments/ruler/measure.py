@@ -9,6 +9,7 @@ single samples differ from the harness's.
 
 import argparse
 import json
+import os
 import random
 import urllib.request
 from collections.abc import Callable
@@ -115,7 +116,10 @@ def answers_of_transformers(args: argparse.Namespace, prompts: list[str]) -> lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="a GGUF file, a folder, or a hub id")
+    parser.add_argument(
+        "--model", default=os.environ.get("PAGED_SMOLLM2", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        help="a GGUF file, a folder, or a hub id; by default what $PAGED_SMOLLM2 names",
+    )  # fmt: skip
     parser.add_argument("--samples", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=1024, help="of prompt and answer")
     parser.add_argument("--max-tokens", type=int, default=ANSWER_TOKENS, help="of the answer")

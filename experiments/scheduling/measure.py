@@ -71,13 +71,11 @@ def by_decile(arms: Sequence[Arm], path: Path) -> None:
         axes.fill_between(
             places, ratios.min(axis=0), ratios.max(axis=0), color=f"C{color}", alpha=0.2
         )
-    axes.set(
-        xlabel="decile of answer length", ylabel=f"mean e2e / that of {arms[0].name}", yscale="log"
-    )
+    axes.set(xlabel="decile of answer length", ylabel=f"mean e2e / that of {arms[0].name}")
     axes.set_xticks(np.arange(1, 11))
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=90)
 
 
 def main() -> None:

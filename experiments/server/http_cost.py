@@ -19,6 +19,7 @@ from pathlib import Path
 
 from paged.engine import StepStats
 from paged.intake import Limits
+from paged.kv.paged import PagedKV
 from paged.models.config import find_model
 from paged.request import SamplingParams
 from paged.server.runner import ServerSettings, serve_forever
@@ -41,7 +42,7 @@ class StandInEngine:
     """As much of an engine as the loop uses."""
 
     def __init__(self, vocab_size: int) -> None:
-        self.sizes, self.limits = SIZES, Limits(SIZES, vocab_size, (), reserves=False)
+        self.sizes, self.limits = SIZES, Limits(SIZES, vocab_size, (), PagedKV().peak_pages)
         self.constraints = Constraints(None, vocab_size)
         self.on_step = lambda stats: None
         self.num_steps = 0

@@ -16,9 +16,7 @@ MANY = 2**31 - 1
 SHORT_ROWS = 16  # query rows of a decode's tile: the least a tensor core multiplies
 SHORT_CAPACITY = 256  # tokens of a step
 WORKSPACE_ROWS = 4096  # 64 MiB with 32 heads of 128; a row is one split of one token
-SPREAD_PROGRAMS = (
-    512  # that a launch of short tiles has at least; those without an item end at once
-)
+SPREAD_PROGRAMS = 512  # of a launch of short tiles, at least; those without an item end at once
 
 
 class Cut(NamedTuple):

@@ -37,6 +37,7 @@ from paged.kernels.launch import check_tensor, on_nvidia, pdl
 from paged.kernels.logit_process import NUM_STOP_IDS, process_logits
 from paged.kernels.philox import TOKENS_LEVEL, gumbel_noise
 from paged.kernels.plain_draw import chunk_logits, draw_by_chunks
+from paged.kernels.sampling_rows import load_positions, load_rows
 from paged.kernels.sampling_tiles import NUM_PARTIALS, SampleWorkspace, choose_tiles
 
 # What the first kernel leaves of a block, all float32 (ids and flags by their bits).
@@ -57,20 +58,11 @@ def greedy_score(logit, gumbel, temperature):
     return logit
 
 
-@triton.jit
-def _load_rows(slots_ptr, num_rows_ptr, max_rows, first, ROWS: tl.constexpr):
-    """(rows, live, slots) of a program; both loads are in flight at once."""
-    rows = first + tl.arange(0, ROWS)
-    slots = tl.load(slots_ptr + rows, mask=rows < max_rows, other=0)
-    live = rows < tl.load(num_rows_ptr)
-    return rows, live, tl.where(live, slots, 0)
-
-
 @triton.jit(do_not_specialize=["max_rows"])
 def _sample_blocks_kernel(
     logits_ptr, slots_ptr, num_rows_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr,
-    position_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, chunk_peaks_ptr, max_rows, vocab_size,
-    score: tl.constexpr, GREEDY: tl.constexpr, BY_CHUNKS: tl.constexpr,
+    position_ptr, offsets_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, chunk_peaks_ptr, max_rows,
+    vocab_size, score: tl.constexpr, GREEDY: tl.constexpr, BY_CHUNKS: tl.constexpr,
     NUM_STOP_IDS: tl.constexpr, NUM_PARTIALS: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_V: tl.constexpr, CHUNK: tl.constexpr, NVIDIA: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -78,14 +70,14 @@ def _sample_blocks_kernel(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     block, num_blocks = tl.program_id(0), tl.num_programs(0)
-    rows, live, slots = _load_rows(slots_ptr, num_rows_ptr, max_rows, tl.program_id(1) * ROWS, ROWS)
+    rows, live, slots = load_rows(slots_ptr, num_rows_ptr, max_rows, tl.program_id(1) * ROWS, ROWS)
     if tl.max(live.to(tl.int32), axis=0) == 0:
         return
     ids = block * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
     row_ptrs = logits_ptr + rows.to(tl.int64) * vocab_size
     inside = (ids < vocab_size) & live[:, None]
     raw = tl.load(row_ptrs[:, None] + ids, mask=inside, other=float("-inf"))
-    positions = tl.load(position_ptr + slots)
+    positions = load_positions(position_ptr, offsets_ptr, slots, rows, live)
     too_short = positions < tl.load(min_len_ptr + slots)
     random, temperature, count, share, ratio = load_filters(
         slots, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, vocab_size, GREEDY
@@ -136,7 +128,7 @@ def _sample_blocks_kernel(
 @triton.jit(do_not_specialize=["max_rows"])
 def _sample_rows_kernel(
     logits_ptr, slots_ptr, num_rows_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr,
-    position_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, chunk_peaks_ptr, picked_ptr,
+    position_ptr, offsets_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, chunk_peaks_ptr, picked_ptr,
     out_tokens_ptr, out_logprobs_ptr, max_rows, vocab_size, num_blocks,
     score: tl.constexpr, GREEDY: tl.constexpr, BY_CHUNKS: tl.constexpr,
     NUM_STOP_IDS: tl.constexpr, NUM_PARTIALS: tl.constexpr, ROWS: tl.constexpr,
@@ -148,7 +140,7 @@ def _sample_rows_kernel(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     first = tl.program_id(0) * ROWS
-    rows, live, slots = _load_rows(slots_ptr, num_rows_ptr, max_rows, first, ROWS)
+    rows, live, slots = load_rows(slots_ptr, num_rows_ptr, max_rows, first, ROWS)
     blocks = tl.arange(0, BLOCKS)[None, :]
     fields = partials_ptr + rows[:, None] * NUM_PARTIALS * num_blocks + blocks
     there = (blocks < num_blocks) & (rows < max_rows)[:, None]
@@ -173,7 +165,7 @@ def _sample_rows_kernel(
         random, temperature, count, share, ratio = load_filters(
             slots, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, vocab_size, GREEDY
         )
-        positions = tl.load(position_ptr + slots)
+        positions = load_positions(position_ptr, offsets_ptr, slots, rows, live)
         too_short = positions < tl.load(min_len_ptr + slots)
         seeds = tl.load(seed_ptr + slots)
         filtered = live_sum & (tl.max(flags.to(tl.int32, bitcast=True), axis=1) > 0)
@@ -232,6 +224,7 @@ def sample(
     out_logprobs: torch.Tensor,
     workspace: SampleWorkspace,
     score=gumbel_score,
+    offsets: torch.Tensor | None = None,
 ) -> None:
     """Write a token and its log-probability for the first num_rows rows of logits [B, V] fp32.
 
@@ -240,7 +233,8 @@ def sample(
     top_p fp32, off at 1; min_p fp32, off at 0; seed int64; position int32, the index of the token
     being drawn; stop_ids [R, 8] int32, -1 for none; min_len int32. out_tokens [B] int32 and
     out_logprobs [B] fp32. workspace: `sample_workspace` of at least B rows and of V. `score` is a
-    @triton.jit function of (logit, gumbel, temperature).
+    @triton.jit function of (logit, gumbel, temperature). offsets [B] int32 is added to the position
+    of each row; None adds nothing.
     ValueError if a shape, a dtype or contiguity is not as said.
     """
     check_tensor("logits", logits, (None, None), torch.float32)
@@ -256,6 +250,8 @@ def sample(
     ):  # fmt: skip
         check_tensor(name, column, (num_slots,), dtype)
     check_tensor("stop_ids", stop_ids, (num_slots, NUM_STOP_IDS), torch.int32)
+    if offsets is not None:
+        check_tensor("offsets", offsets, (rows,), torch.int32)
     check_tensor("out_tokens", out_tokens, (rows,), torch.int32)
     check_tensor("out_logprobs", out_logprobs, (rows,), torch.float32)
     tiles = choose_tiles(rows, vocab_size)
@@ -270,8 +266,8 @@ def sample(
     if rows == 0:
         return
     columns = (
-        logits, slots, num_rows, temperature, top_k, top_p, min_p, seed, position, stop_ids,
-        min_len, partials, chunk_peaks,
+        logits, slots, num_rows, temperature, top_k, top_p, min_p, seed, position, offsets,
+        stop_ids, min_len, partials, chunk_peaks,
     )  # fmt: skip
     greedy = score is greedy_score
     shared = {

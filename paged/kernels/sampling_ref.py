@@ -12,14 +12,15 @@ from paged.kernels.sampling import greedy_score, gumbel_score
 
 def sample_ref(
     logits, slots, num_rows, temperature, top_k, top_p, min_p, seed, position, stop_ids, min_len,
-    out_tokens, out_logprobs, workspace=None, score=gumbel_score,
+    out_tokens, out_logprobs, workspace=None, score=gumbel_score, offsets=None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """(tokens [B], logprobs [B]) row by row, for the scores greedy_score and gumbel_score."""
     tokens, logprobs = out_tokens.clone(), out_logprobs.clone()
     for row in range(int(num_rows)):
         slot = int(slots[row])
+        at = int(position[slot]) + (0 if offsets is None else int(offsets[row]))
         masked = logits[row].clone()
-        if position[slot] < min_len[slot]:
+        if at < int(min_len[slot]):
             masked[stop_ids[slot][stop_ids[slot] >= 0].long()] = float("-inf")
         tokens[row], logprobs[row] = -1, 0
         if not logits[row].logsumexp(0).isfinite() or masked.max() == float("-inf"):
@@ -28,7 +29,7 @@ def sample_ref(
         scores = masked
         if score is not greedy_score and heat >= GREEDY_BELOW.value:
             filters = (int(top_k[slot]), float(top_p[slot]), float(min_p[slot]))
-            key = (int(seed[slot]), int(position[slot]))
+            key = (int(seed[slot]), at)
             noise = gumbel_noise_ref(*key, masked.shape[0]).to(masked.device)
             scores = masked / heat + noise
             scores = scores.where(keep_ref(masked, heat, *filters), float("-inf"))
@@ -54,7 +55,9 @@ def _drawn_chunk(logits: torch.Tensor, seed: int, position: int) -> torch.Tensor
     return of_token == int((mass.log() + noise).argmax())
 
 
-def sample_inputs(device="cpu", dtype=torch.float32, rows=6, vocab_size=300, score=gumbel_score):
+def sample_inputs(
+    device="cpu", dtype=torch.float32, rows=6, vocab_size=300, score=gumbel_score, offset=None
+):
     """Rows that cycle through greedy, plain, top-k, top-p, min-p and all filters at once.
 
     The logits are fp32 but rounded to `dtype`, as from a head in that dtype, so bf16 has ties.
@@ -63,12 +66,14 @@ def sample_inputs(device="cpu", dtype=torch.float32, rows=6, vocab_size=300, sco
     logits = 3 * torch.randn(rows, vocab_size, generator=generator)
     kinds = torch.arange(rows) % 6
 
+    slots = torch.arange(rows, dtype=torch.int32, device=device).flip(0)
+
     def column(*values):
         return torch.tensor(values)[kinds].to(device)
 
     return {
         "logits": logits.to(dtype).float().to(device),
-        "slots": torch.arange(rows, dtype=torch.int32, device=device).flip(0),
+        "slots": slots,
         "num_rows": torch.tensor([rows], dtype=torch.int32, device=device),
         "temperature": column(0.0, 1.0, 0.7, 1.3, 1.0, 0.9),
         "top_k": column(5, 0, 7, -1, vocab_size, 40).int(),
@@ -82,7 +87,8 @@ def sample_inputs(device="cpu", dtype=torch.float32, rows=6, vocab_size=300, sco
         "out_logprobs": torch.full((rows,), float("nan"), device=device),
         "workspace": sampling_tiles.sample_workspace(rows, vocab_size, device),
         "score": score,
+        "offsets": None if offset is None else torch.full_like(slots, offset),
     }
 
 
-SAMPLE_VARIANTS = ({"score": greedy_score}, {"vocab_size": 20000})
+SAMPLE_VARIANTS = ({"score": greedy_score}, {"vocab_size": 20000}, {"offset": 1})

@@ -114,18 +114,16 @@ class ContiguousKV(PagedKV):
                 assert self._hold(requests, slot, arrival[slot]), "an empty pool has no block"
 
     def memory_split(self, requests: RequestTable) -> dict[str, int]:
-        """As `PagedKV`'s; external waste is the rounding to blocks, and what is free while somebody
-        waits for a block."""
+        """As `PagedKV`'s; external waste is the rounding to blocks too."""
         split, rounding = super().memory_split(requests), 0
         size, longest = requests.sizes.page_size, requests.sizes.max_model_len
-        for slot in (requests.status == RUNNING).nonzero().flatten().tolist():
-            lengths = int(requests.prompt_len[slot]), int(requests.max_len[slot])
-            room = int(requests.num_pages[slot]) * size
-            rounding += max(0, room - -(-min(self.asked_len(*lengths), longest) // size) * size)
-        blocked = split["free"] if bool((requests.status == WAITING).any()) else 0
+        running = (requests.status == RUNNING).nonzero().flatten()
+        columns = (requests.prompt_len, requests.max_len, requests.num_pages)
+        for prompt_len, max_len, pages in zip(*(column[running].tolist() for column in columns)):
+            asked = min(self.asked_len(prompt_len, max_len), longest)
+            rounding += max(0, pages - -(-asked // size)) * size
         split["internal_waste"] -= rounding
-        split["external_waste"] += rounding + blocked
-        split["free"] -= blocked
+        split["external_waste"] += rounding
         return split
 
     def _hold(self, requests: RequestTable, slot: int, ticket: int) -> bool:

@@ -2,17 +2,31 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
-from paged.interfaces import KVManager
-from paged.kernels.control.columns import NUM_CACHED
+from paged.interfaces import Compression, KVManager, Model
+from paged.kernels.control.columns import (
+    HEAD,
+    MAX_LEN,
+    NUM_CACHED,
+    NUM_COMPUTED,
+    NUM_DROPPED,
+    NUM_PAGES,
+    STATUS,
+    TAIL,
+)
+from paged.kernels.control.compress import Drops, compress_rows, drop_pages
 from paged.kernels.control.lookup import lookup
 from paged.kernels.control.prepare import prepare
 from paged.kernels.control.publish import publish
 from paged.kernels.control.release import release
 from paged.kernels.control.update import Events
-from paged.state import RUNNING, PagePool, RequestTable, StepPlan, check_page_size
+from paged.state import RUNNING, WAITING, PagePool, RequestTable, StepPlan, check_page_size
 from paged.testing.invariants import check_state
+
+HEAD_TAIL_CACHED = [HEAD.value, TAIL.value, NUM_CACHED.value]
+COMPUTED_HELD_LONGEST = np.array([[NUM_COMPUTED.value], [NUM_PAGES.value], [MAX_LEN.value]])
 
 
 class PagedKV(KVManager):
@@ -27,6 +41,7 @@ class PagedKV(KVManager):
         reserve_len: Triton function `(prompt_len, total_len, max_len) -> tokens` that a row holds
             pages for; None holds them for computed tokens only.
         low_water: share of the pages kept free by evicting cached ones ahead of need.
+        compression: drops pages of running requests; None keeps them all.
     """
 
     pool: PagePool
@@ -40,6 +55,7 @@ class PagedKV(KVManager):
         prefix_caching: bool = True,
         reserve_len: Callable | None = None,
         low_water: float = 0.05,
+        compression: Compression | None = None,
     ) -> None:
         for name, value in (("memory_fraction", memory_fraction), ("low_water", low_water)):
             if not 0 <= value <= 1:
@@ -47,15 +63,27 @@ class PagedKV(KVManager):
         check_page_size(page_size)
         if num_pages is not None and num_pages < 1:
             raise ValueError(f"kv.num_pages must be positive, got {num_pages}")
+        if compression is not None:
+            compression.budget(page_size)  # raises
+            if reserve_len is not None:
+                raise ValueError(
+                    "kv.compression gives pages back, so it needs an allocator that holds pages "
+                    "for computed tokens only; use kv=paged"
+                )
+            self.capturable = compression.capturable
         self.page_size = page_size
         self.num_pages = num_pages
         self.memory_fraction = memory_fraction
         self.prefix_caching = prefix_caching
         self.reserve_len = reserve_len
         self.low_water = low_water
+        self.compression = compression
 
     def allocate(self, requests: RequestTable, device: torch.device) -> PagePool:
         self.pool = PagePool(requests.sizes, device)
+        if self.compression is not None:
+            requests.page_budget = self.compression.budget(self.page_size)
+            self.drops = Drops(requests.sizes, device)
         return self.pool
 
     def lookup(self, requests: RequestTable) -> None:
@@ -68,6 +96,12 @@ class PagedKV(KVManager):
         if self.prefix_caching:
             publish(requests, self.pool, plan)
 
+    def compress(self, requests: RequestTable, model: Model) -> None:
+        if self.compression is not None:
+            compress_rows(requests, self.drops)
+            self.compression.scores(requests, self.drops, model)
+            drop_pages(requests, self.pool, self.drops)
+
     def release(self, requests: RequestTable, plan: StepPlan, events: Events) -> None:
         release(requests, self.pool, plan, events)
 
@@ -75,22 +109,31 @@ class PagedKV(KVManager):
         """Slots of KV memory by use, as in Fig. 2 of Kwon et al., SOSP 2023; reads the device.
 
         Of what running requests hold beyond their computed tokens, those up to `max_len` are
-        reserved, and the rest is internal waste. Shared pages count once.
+        reserved, and the rest is internal waste. An allocator that reserves ahead wastes what is
+        free while a request with an open seat waits for its stretch: external waste. Shared pages
+        count once.
         """
-        size, running = self.pool.sizes.page_size, requests.status == RUNNING
-        computed = requests.num_computed_tokens[running]
-        unused = requests.num_pages[running] * size - computed
-        to_come = (requests.max_len[running] - computed).clamp(min=0)
-        reserved, beyond = int(torch.minimum(unused, to_come).sum()), int(unused.sum())
-        free = self.pool.num_free() * size
-        cached = int(self.pool.counters[NUM_CACHED.value]) * size
-        held = self.pool.sizes.num_pages * size - free - cached
+        size, sizes = self.pool.sizes.page_size, requests.sizes
+        columns = requests.columns.cpu().numpy()  # of the simulator's table no copy
+        status = columns[STATUS.value]
+        running = (status == RUNNING).nonzero()[0]
+        computed, held, longest = columns[COMPUTED_HELD_LONGEST, running]
+        held = held + columns[NUM_DROPPED.value, running]
+        unused = held * size - computed
+        reserved = int(np.minimum(unused, np.maximum(longest - computed, 0)).sum())
+        beyond = int(unused.sum())
+        head, tail, cached = self.pool.counters.cpu().numpy()[HEAD_TAIL_CACHED].tolist()
+        free, external = (tail - head) * size, 0
+        taken = (sizes.num_pages - cached) * size - free
+        has_seat = len(running) < sizes.max_num_seqs
+        if self.reserve_len is not None and has_seat and (status == WAITING).any():
+            free, external = 0, free
         return {
-            "token_states": held - beyond,
+            "token_states": taken - beyond,
             "reserved": reserved,
             "internal_waste": beyond - reserved,
-            "external_waste": 0,
-            "cached": cached,
+            "external_waste": external,
+            "cached": cached * size,
             "free": free,
         }
 

@@ -69,6 +69,7 @@ class Decoder:
                 rope.scaling,
                 self.device,
             )
+        self.head_dim = spec.head_dim
         self.kv_caches = []
         self.max_num_tokens = 0
 
@@ -97,9 +98,10 @@ class Decoder:
         )
 
     def allocate(
-        self, max_num_batched_tokens: int, max_num_seqs: int, page_size: int, num_pages: int
+        self, max_num_batched_tokens: int, max_num_samples: int, page_size: int, num_pages: int
     ) -> None:
-        """Create the activations of the largest step (T tokens, S sequences) and the KV caches."""
+        """Create the activations of the largest step (T tokens, B rows of logits) and the KV
+        caches."""
         spec, tokens = self.spec, max_num_batched_tokens
 
         def rows(width: int) -> torch.Tensor:
@@ -111,7 +113,7 @@ class Decoder:
         self.attended = rows(spec.q_size)
         self.activated = rows(spec.intermediate_size)
         self.logits = torch.zeros(
-            min(max_num_seqs, tokens), spec.vocab_size, dtype=torch.float32, device=self.device
+            min(max_num_samples, tokens), spec.vocab_size, dtype=torch.float32, device=self.device
         )
         cache = torch.zeros(
             (spec.num_layers, 2, num_pages, spec.num_kv_heads, page_size, spec.head_dim),
@@ -124,7 +126,7 @@ class Decoder:
     def forward(
         self, plan: StepPlan, meta: AttentionMeta, attention: Attention, capacity: int
     ) -> torch.Tensor:
-        """Logits of the rows that the plan samples, [min(S, capacity), vocab] float32.
+        """Logits of the rows that the plan samples, [min(B, capacity), vocab] float32.
 
         Row i belongs to token `plan.logits_indices[i]`; rows from `plan.num_samples` on hold
         whatever they held. `capacity` bounds `plan.num_tokens` and sizes the launches. Side

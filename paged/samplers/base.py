@@ -27,12 +27,14 @@ class ScoreSampler(Sampler):
 
     def sample(self, logits: torch.Tensor, requests: RequestTable, plan: StepPlan) -> None:
         rows = logits.shape[0]
+        offsets = plan.sample_offsets
         sample(
             logits, plan.sample_slots[:rows], plan.num_samples, requests.temperature,
             requests.top_k, requests.top_p, requests.min_p, requests.seed,
             requests.total_len, requests.stop_ids,
             requests.min_len, plan.sampled_tokens[:rows], plan.sampled_logprobs[:rows],
             self._workspace(plan.sample_slots.shape[0], logits), score=self.score,
+            offsets=None if offsets is None else offsets[:rows],
         )  # fmt: skip
 
     def _workspace(self, max_rows: int, logits: torch.Tensor) -> SampleWorkspace:

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware import Middleware
+from fastapi.responses import PlainTextResponse
 
 import paged
 from paged.server import errors, responses
@@ -111,6 +112,18 @@ def add_token_routes(app: FastAPI, service: Service) -> None:
 
         return await service.in_thread(work)
 
+    @app.get("/tokenizer_info")
+    async def tokenizer_info() -> responses.TokenizerInfo:
+        hf = reader.need_tokenizer().hf
+        return responses.TokenizerInfo(
+            tokenizer_class=type(hf).__name__,
+            bos_token=hf.bos_token,
+            eos_token=hf.eos_token,
+            pad_token=hf.pad_token,
+            unk_token=hf.unk_token,
+            chat_template=reader.chat_template,
+        )
+
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> responses.Text:
         service.check_model(body.model)
@@ -121,7 +134,7 @@ def add_token_routes(app: FastAPI, service: Service) -> None:
 
 
 def add_service_routes(app: FastAPI, service: Service) -> None:
-    @app.get("/health")
+    @app.get("/health", response_class=Response)
     async def health() -> Response:
         service.client.check_room(0)
         return Response(status_code=200)
@@ -130,7 +143,7 @@ def add_service_routes(app: FastAPI, service: Service) -> None:
     async def version() -> responses.Version:
         return responses.Version(version=paged.__version__)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(
             service.client.metrics.exposition(),

@@ -5,17 +5,24 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from paged.server.generation import Delta, Generation, Sample
+from paged.server.logprobs import shown_prompt_logprobs
 from paged.server.protocol import ChatRequest
 from paged.server.responses import (
+    CalledFunction,
     ChatChoice,
     ChatCompletion,
     ChatLogprobs,
     ChatMessage,
     ChosenLogprob,
     TokenLogprob,
+    ToolCall,
 )  # fmt: skip
 from paged.server.service import Service, new_id, usage_of
 from paged.server.sse import quoted
+from paged.server.tool_formats import ToolFormat
+from paged.server.tool_parser import read_calls
+from paged.server.tool_stream import ToolStream
+from paged.server.tools import new_call_id, template_tools, tool_format
 from paged.server.wire import Top
 
 
@@ -28,6 +35,8 @@ class ChatAnswer:
         newer = body.max_completion_tokens
         self.max_tokens = body.max_tokens if newer is None else newer
         self.id, self.created, self.model = new_id("chatcmpl"), int(time.time()), service.names[0]
+        self.form = tool_format(body, service.tool_format)
+        self._streams: dict[int, ToolStream] = {}  # of each choice, if there may be calls
 
     def prepare(self) -> list[list[Sample]]:
         """Requests to the engine for the conversation; tokenizes."""
@@ -37,28 +46,28 @@ class ChatAnswer:
             add_generation_prompt=body.add_generation_prompt is not False
             and not body.continue_final_message,
             continue_final_message=bool(body.continue_final_message),
+            tools=template_tools(body),
             template_arguments=body.chat_template_kwargs,
         )
-        return self.service.requests(body, [ids], self.max_tokens)
+        marks = () if self.form is None else (self.form.begin, self.form.end)
+        return self.service.requests(body, [ids], self.max_tokens, shown=marks)
 
     def whole(self, generation: Generation, deltas: list[Delta]) -> ChatCompletion:
         """The answer in one piece."""
-        choices = [
-            ChatChoice(
-                index=delta.index,
-                message=ChatMessage(content=delta.text),
-                logprobs=self._logprobs(delta),
-                finish_reason=delta.finish_reason,  # type: ignore[arg-type]
-                stop_reason=delta.stop_reason,
+        choices = [self._whole_choice(delta) for delta in deltas]
+        source, num_top = generation.samples[0], self.body.prompt_logprobs
+        prompt_logprobs = None
+        if num_top is not None and source.prompt_logprobs is not None:
+            prompt_logprobs = shown_prompt_logprobs(
+                self.service.token_text, source.prompt_logprobs, source.token_ids, num_top
             )
-            for delta in deltas
-        ]
         return ChatCompletion(
             id=self.id,
             created=self.created,
             model=self.model,
             choices=choices,
             usage=usage_of(generation),
+            prompt_logprobs=prompt_logprobs,
         )
 
     async def events(self, generation: Generation) -> AsyncIterator[bytes]:
@@ -78,26 +87,60 @@ class ChatAnswer:
         async for deltas in generation.batches():
             if continuous:
                 tail = f'],"usage":{usage_of(generation).model_dump_json()}}}\n\n'
-            yield "".join(
-                f"{head}{self._choice(delta)}{tail}" for delta in deltas if self._shows(delta)
-            ).encode()
+            choices = [self._choice(delta) for delta in deltas]
+            yield "".join(f"{head}{choice}{tail}" for choice in choices if choice).encode()
         if with_usage:
             yield f'{head}],"usage":{usage_of(generation).model_dump_json()}}}\n\n'.encode()
 
+    def _whole_choice(self, delta: Delta) -> ChatChoice:
+        message, reason = ChatMessage(content=delta.text), delta.finish_reason
+        if self.form is not None:
+            parallel = self.body.parallel_tool_calls is not False
+            content, calls = read_calls(self.form, delta.text, parallel=parallel)
+            if calls:
+                message = ChatMessage(
+                    content=content if content.strip() else None,
+                    tool_calls=[
+                        ToolCall(
+                            id=new_call_id(self.form),
+                            function=CalledFunction(name=name, arguments=arguments),
+                        )
+                        for name, arguments in calls
+                    ],
+                )
+                reason = "tool_calls" if reason == "stop" else reason
+        return ChatChoice(
+            index=delta.index,
+            message=message,
+            logprobs=self._logprobs(delta),
+            finish_reason=reason,  # type: ignore[arg-type]
+            stop_reason=delta.stop_reason,
+        )
+
     def _choice(self, delta: Delta) -> str:
+        """A streamed choice; empty if there is nothing to show."""
+        reason, content = delta.finish_reason, f'"content":{quoted(delta.text)}'
+        if not delta.text:
+            content = ""
+        if self.form is not None:
+            content, reason = self._stream(delta.index, self.form).events(delta.text, reason)
+        if not (content or reason or self.body.logprobs):
+            return ""
         logprobs = self._logprobs(delta)
         shown = "null" if logprobs is None else logprobs.model_dump_json()
-        reason = "null" if delta.finish_reason is None else f'"{delta.finish_reason}"'
-        content = f'"content":{quoted(delta.text)}' if delta.text else ""
+        ended = "null" if reason is None else f'"{reason}"'
         stop = delta.stop_reason
         stopped = quoted(stop) if isinstance(stop, str) else "null" if stop is None else stop
         return (
             f'{{"index":{delta.index},"delta":{{{content}}},"logprobs":{shown},'
-            f'"finish_reason":{reason},"stop_reason":{stopped}}}'
+            f'"finish_reason":{ended},"stop_reason":{stopped}}}'
         )
 
-    def _shows(self, delta: Delta) -> bool:
-        return bool(delta.text or delta.finish_reason or self.body.logprobs)
+    def _stream(self, index: int, form: ToolFormat) -> ToolStream:
+        if index not in self._streams:
+            parallel = self.body.parallel_tool_calls is not False
+            self._streams[index] = ToolStream(form, parallel=parallel)
+        return self._streams[index]
 
     def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
         if not self.body.logprobs or (self.body.stream and not delta.token_ids):

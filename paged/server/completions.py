@@ -5,11 +5,21 @@ from collections.abc import AsyncIterator
 
 from paged.server.errors import ApiError
 from paged.server.generation import Delta, Generation, Sample
+from paged.server.logprobs import (
+    completion_logprobs,
+    drawn_entries,
+    prompt_entries,
+    shown_prompt_logprobs,
+)  # fmt: skip
 from paged.server.protocol import CompletionRequest
-from paged.server.responses import Completion, CompletionChoice, CompletionLogprobs
+from paged.server.responses import (
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    ShownPromptLogprobs,
+)  # fmt: skip
 from paged.server.service import Service, new_id, usage_of
 from paged.server.sse import quoted
-from paged.server.token_text import TokenText
 
 
 class CompletionAnswer:
@@ -21,6 +31,7 @@ class CompletionAnswer:
         self.id, self.created, self.model = new_id("cmpl"), int(time.time()), service.names[0]
         self.echoes: list[str] = []  # of each prompt, the text in front of its continuation
         self._offsets: dict[int, int] = {}  # of each choice, characters its tokens have had
+        self._echoed: set[int] = set()  # choices whose prompt is out
 
     def prepare(self) -> list[list[Sample]]:
         """Requests to the engine for all prompts; tokenizes."""
@@ -37,23 +48,28 @@ class CompletionAnswer:
         ]
         requests = self.service.requests(body, ids, self.max_tokens)
         if body.echo:
+            kept = [samples[0].token_ids for samples in requests[:: len(requests) // len(ids)]]
             self.echoes = [
-                prompt if isinstance(prompt, str) else reader.need_tokenizer().decode(prompt)
-                for prompt in prompts
+                prompt
+                if isinstance(prompt, str) and len(tokens) == len(rest)
+                else reader.need_tokenizer().decode(rest)
+                for prompt, tokens, rest in zip(prompts, ids, kept)
             ]
         return requests
 
     def whole(self, generation: Generation, deltas: list[Delta]) -> Completion:
         """The answer in one piece."""
         choices = []
-        for sample, delta in zip(generation.samples, deltas):
+        for delta in deltas:
+            text, logprobs = self._shown(generation, delta)
             choices.append(
                 CompletionChoice(
                     index=delta.index,
-                    text=self._echo(sample) + delta.text,
-                    logprobs=self._logprobs(delta),
+                    text=text,
+                    logprobs=logprobs,
                     finish_reason=delta.finish_reason,  # type: ignore[arg-type]
                     stop_reason=delta.stop_reason,
+                    prompt_logprobs=self._prompt_logprobs(self._source(generation, delta)),
                 )
             )
         return Completion(
@@ -74,59 +90,60 @@ class CompletionAnswer:
             f'"model":{quoted(self.model)},"choices":['
         )
         tail = '],"usage":null}\n\n' if with_usage else "]}\n\n"
-        for sample in generation.samples:
-            if echo := self._echo(sample):
-                yield f"{head}{self._choice(Delta(sample.index, echo, [], []))}{tail}".encode()
         async for deltas in generation.batches():
             if continuous:
                 tail = f'],"usage":{usage_of(generation).model_dump_json()}}}\n\n'
-            yield "".join(
-                f"{head}{self._choice(delta)}{tail}" for delta in deltas if self._shows(delta)
-            ).encode()
+            choices = [self._choice(generation, delta) for delta in deltas]
+            yield "".join(f"{head}{choice}{tail}" for choice in choices if choice).encode()
         if with_usage:
             yield f'{head}],"usage":{usage_of(generation).model_dump_json()}}}\n\n'.encode()
 
-    def _choice(self, delta: Delta) -> str:
-        logprobs = self._logprobs(delta)
-        shown = "null" if logprobs is None else logprobs.model_dump_json()
+    def _choice(self, generation: Generation, delta: Delta) -> str:
+        """A streamed choice; empty if there is nothing to show."""
+        text, logprobs = self._shown(generation, delta)
+        if not (text or delta.finish_reason or self.body.logprobs is not None):
+            return ""
+        shown = "null"
+        if logprobs is not None and logprobs.tokens:
+            shown = logprobs.model_dump_json()
         reason = "null" if delta.finish_reason is None else f'"{delta.finish_reason}"'
         stop = delta.stop_reason
         stopped = quoted(stop) if isinstance(stop, str) else "null" if stop is None else stop
         return (
-            f'{{"index":{delta.index},"text":{quoted(delta.text)},"logprobs":{shown},'
+            f'{{"index":{delta.index},"text":{quoted(text)},"logprobs":{shown},'
             f'"finish_reason":{reason},"stop_reason":{stopped}}}'
         )
 
-    def _shows(self, delta: Delta) -> bool:
-        return bool(delta.text or delta.finish_reason or self.body.logprobs is not None)
-
-    def _echo(self, sample: Sample) -> str:
-        return self.echoes[sample.prompt] if self.echoes else ""
-
-    def _logprobs(self, delta: Delta) -> CompletionLogprobs | None:
-        if self.body.logprobs is None or (self.body.stream and not delta.token_ids):
-            return None
+    def _shown(self, generation: Generation, delta: Delta) -> tuple[str, CompletionLogprobs | None]:
+        """A delta's text and logprobs; with `echo` the first of a choice begins with the prompt."""
+        text, num_top = delta.text, self.body.logprobs
+        echoes = bool(self.body.echo) and delta.index not in self._echoed
+        if echoes:
+            self._echoed.add(delta.index)
+            source = self._source(generation, delta)
+            text = self.echoes[source.prompt] + text
+        if num_top is None:
+            return text, None
+        entries = drawn_entries(delta.token_ids, delta.logprobs, delta.top_logprobs)
+        if echoes:
+            known = source.prompt_logprobs or []
+            entries = prompt_entries(source.token_ids, known, num_top) + entries
         offset = self._offsets.get(delta.index, 0)
-        logprobs = _logprobs(self.service.token_text, delta, offset)
+        logprobs = completion_logprobs(self.service.token_text, entries, offset)
         self._offsets[delta.index] = offset + sum(map(len, logprobs.tokens))
-        return logprobs
+        return text, logprobs
 
+    def _prompt_logprobs(self, source: Sample) -> ShownPromptLogprobs | None:
+        num_top = self.body.prompt_logprobs
+        known = source.prompt_logprobs
+        if num_top is None or known is None:
+            return None
+        return shown_prompt_logprobs(self.service.token_text, known, source.token_ids, num_top)
 
-def _logprobs(token_text: TokenText, delta: Delta, offset: int) -> CompletionLogprobs:
-    tokens = [token_text.text_of(token) for token in delta.token_ids]
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token)
-    own = [{token: value} for token, value in zip(tokens, delta.logprobs)]
-    if delta.top_logprobs is not None:
-        likely = [
-            {token_text.text_of(token): value for token, value in top} for top in delta.top_logprobs
-        ]
-        own = [top | drawn for top, drawn in zip(likely, own)]
-    return CompletionLogprobs(
-        tokens=tokens, token_logprobs=delta.logprobs, top_logprobs=own, text_offset=offsets
-    )
+    def _source(self, generation: Generation, delta: Delta) -> Sample:
+        """The first sample of a choice's prompt: the one that knows the prompt's logprobs."""
+        prompt = generation.samples[delta.index].prompt
+        return generation.samples[prompt * (self.body.n or 1)]
 
 
 def _is_one(prompt: object) -> bool:

@@ -86,6 +86,7 @@ class EngineLoop:
                 sizes=self.engine.sizes,
                 limits=self.engine.limits,
                 tokenizer=llm.tokenizer,
+                grammars=self.engine.constraints.compiler,
             )
         )
 
@@ -149,6 +150,8 @@ class EngineLoop:
             if tracked is None:
                 continue
             completion = live.completion
+            if not completion.token_ids and not live.has_ended:
+                continue  # a prompt whose log-probabilities are wanted comes token by token
             plain = tracked.num_sent and not live.has_ended and not live.params.logprobs
             if plain and len(completion.token_ids) == tracked.num_sent + 1:
                 tracked.num_sent += 1
@@ -156,9 +159,12 @@ class EngineLoop:
                 token_ids.append(completion.token_ids[-1])
                 logprobs.append(completion.logprobs[-1])
                 continue
-            if tracked.num_sent == 0:
+            is_first = tracked.num_sent == 0
+            if is_first:
                 tracked.num_cached_tokens = live.output.metrics.num_cached_tokens
             first, tracked.num_sent = tracked.num_sent, len(completion.token_ids)
+            of_prompt = is_first and live.index == 0
+            prompt_logprobs = live.output.prompt_logprobs if of_prompt else None
             progress = Progress(
                 key,
                 completion.token_ids[first:],
@@ -167,6 +173,7 @@ class EngineLoop:
                 [_most_probable(top) for top in completion.top_logprobs[first:]]
                 if live.params.logprobs
                 else None,
+                prompt_logprobs=prompt_logprobs,
             )
             if live.has_ended:
                 del self.tracked[key]
@@ -200,6 +207,8 @@ class EngineLoop:
             cached_pages=last.cached_pages,
             num_preempted=sum(stats.num_preempted for stats in steps),
             cached_tokens=sum(stats.cached_tokens for stats in steps),
+            num_draft_tokens=sum(stats.num_draft_tokens for stats in steps),
+            num_accepted_tokens=sum(stats.num_accepted_tokens for stats in steps),
             num_tokens=[stats.num_tokens for stats in steps if stats.num_tokens],
             seconds=sum(stats.seconds for stats in steps),
         )

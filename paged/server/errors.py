@@ -44,7 +44,7 @@ class ApiError(Exception):
     def body(self) -> bytes:
         kind = KINDS.get(self.status, INVALID_REQUEST)
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return json.dumps({"error": error}, ensure_ascii=False).encode()
+        return json.dumps({"error": error}, ensure_ascii=False).encode(errors="replace")
 
     def response(self) -> Response:
         return Response(

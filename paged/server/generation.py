@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from paged.detokenizer import Detokenizer
 from paged.request import SamplingParams
 from paged.server.errors import ApiError
-from paged.server.wire import Progress, Top
+from paged.server.wire import Progress, PromptLogprobs, Top
 
 
 @dataclass(slots=True)
@@ -39,6 +39,7 @@ class Sample:
         prompt: index of the prompt in the request.
         params: of the engine's request, which may make several samples.
         detokenizer: used by the receiving thread only.
+        only_prompt: no output is wanted. The engine draws a token all the same; it is not shown.
     """
 
     index: int
@@ -46,15 +47,22 @@ class Sample:
     token_ids: list[int]
     params: SamplingParams
     detokenizer: Detokenizer
+    only_prompt: bool = False
     key: int = -1
     last_token_time: float | None = None
     num_tokens: int = 0
     num_cached_tokens: int = 0
+    prompt_logprobs: PromptLogprobs | None = None  # of a request's first sample, once they are in
 
     def advance(self, progress: Progress) -> Delta:
         """Take the engine's news; a stop string may end the sample before the engine does."""
         if progress.num_cached_tokens is not None:
             self.num_cached_tokens = progress.num_cached_tokens
+        if progress.prompt_logprobs is not None:
+            self.prompt_logprobs = progress.prompt_logprobs
+        if self.only_prompt:
+            ended = None if progress.finish_reason is None else "length"
+            return Delta(self.index, "", [], [], finish_reason=ended, error=progress.error)
         token_ids, finish_reason = progress.token_ids, progress.finish_reason
         shown = token_ids
         if finish_reason == "stop" and not self.params.include_stop_str_in_output:

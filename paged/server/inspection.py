@@ -21,6 +21,7 @@ STATUS = {
 }
 SHOWN = (
     "prompt_len", "total_len", "max_len", "num_computed_tokens", "num_pages", "num_published",
+    "num_dropped",
     "cached_len", "num_preemptions", "priority", "client",
 )  # fmt: skip
 

@@ -114,6 +114,8 @@ class Metrics(Collector):
         self.free_pages, self.cached_pages = steps.free_pages, steps.cached_pages
         self.counters["num_preemptions"] += steps.num_preempted
         self.counters["prefix_cache_hits"] += steps.cached_tokens
+        self.counters["spec_decode_num_draft_tokens"] += steps.num_draft_tokens
+        self.counters["spec_decode_num_accepted_tokens"] += steps.num_accepted_tokens
         for num_tokens in steps.num_tokens:
             self.observe("iteration_tokens_total", num_tokens)
 
@@ -191,6 +193,8 @@ class Metrics(Collector):
             ("num_preemptions", "Preemptions."),
             ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache."),
             ("prefix_cache_hits", "Prompt tokens found there."),
+            ("spec_decode_num_draft_tokens", "Draft tokens that were verified."),
+            ("spec_decode_num_accepted_tokens", "Draft tokens that were right."),
         ):
             counter = CounterMetricFamily(prefix + name, text, labels=labels)
             counter.add_metric(values, self.counters[name])

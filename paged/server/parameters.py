@@ -10,6 +10,7 @@ from typing import Any
 
 from paged.request import SamplingParams
 from paged.server.errors import ApiError, not_supported
+from paged.server.grammars import grammar_field, output_grammar
 from paged.server.protocol import ChatRequest, CompletionRequest, Generate
 
 # Fields of the body that `SamplingParams` has by the same name.
@@ -21,11 +22,7 @@ PASSED = (
 )  # fmt: skip
 # Fields nothing here can honour, and the values beside null that ask for nothing.
 NOT_SERVED: Mapping[str, tuple] = {
-    "prompt_logprobs": (),
     "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -50,8 +47,10 @@ def check_served(body: Generate) -> None:
     if isinstance(body, CompletionRequest):
         if body.best_of not in (None, body.n or 1):
             raise not_supported("best_of", f"must equal n ({body.n or 1}), got {body.best_of}")
-        if body.echo and body.logprobs is not None:
-            raise not_supported("echo", "with logprobs is not supported yet")
+        if echoes_logprobs(body) and body.stream and (body.n or 1) > 1:
+            raise not_supported("echo", "with logprobs and stream needs n=1")
+    if body.stream and body.prompt_logprobs is not None:
+        raise not_supported("prompt_logprobs", "needs stream=false")
     if isinstance(body, ChatRequest) and body.top_logprobs is not None and not body.logprobs:
         raise ApiError("top_logprobs needs logprobs=true", param="top_logprobs")
     if body.stream_options is not None and not body.stream:
@@ -72,39 +71,23 @@ def sampling_params(body: Generate, max_tokens: int, n: int) -> SamplingParams:
         given["client"] = zlib.crc32(body.user.encode()) & 0x7FFFFFFF
     if num_top := num_top_logprobs(body):
         given["logprobs"] = num_top
+    wanted = num_prompt_logprobs(body)
+    if wanted is not None:
+        given["prompt_logprobs"] = wanted
     if grammar := output_grammar(body):
         given["structured_outputs"] = grammar
     try:
         return SamplingParams(**given)
-    except (ValueError, TypeError) as error:  # TypeError: a key that structured_outputs has not
+    except ValueError as error:
         message = str(error).removeprefix("SamplingParams.")
-        raise ApiError(message, param=field_named(message)) from error
+        raise ApiError(message, param=field_named(message, body)) from error
 
 
-def output_grammar(body: Generate) -> dict[str, Any] | None:
-    """What the output must be, as arguments of StructuredOutputsParams; None: anything."""
-    asked = getattr(body, "response_format", None) or {"type": "text"}
-    kind = asked.get("type")
-    if kind == "text":
-        return body.structured_outputs
-    if body.structured_outputs is not None:
-        raise ApiError("response_format and structured_outputs cannot both be given",
-                       param="response_format")  # fmt: skip
-    if kind == "json_object":
-        return {"json_object": True}
-    described = asked.get("json_schema")
-    if kind == "json_schema" and isinstance(described, dict) and "schema" in described:
-        return {"json": described["schema"]}
-    raise ApiError(
-        "response_format must be of type text, json_object or json_schema (with "
-        f"json_schema.schema), got {asked!r}",
-        param="response_format",
-    )
-
-
-def field_named(message: str) -> str | None:
-    """The parameter that a message of the engine's begins with."""
-    name = message.partition(" ")[0].rstrip(":")
+def field_named(message: str, body: Generate) -> str | None:
+    """The body's field that a message of the engine's begins with."""
+    name = message.partition(" ")[0].rstrip(":").partition(".")[0]
+    if name in ("structured_outputs", "StructuredOutputsParams"):
+        return grammar_field(body)
     return name if name in ENGINE_FIELDS or name == "prompt" else None
 
 
@@ -113,6 +96,17 @@ def num_top_logprobs(body: Generate) -> int:
     if isinstance(body, ChatRequest):
         return body.top_logprobs or 0
     return (body.logprobs or 0) if isinstance(body, CompletionRequest) else 0
+
+
+def echoes_logprobs(body: Generate) -> bool:
+    return isinstance(body, CompletionRequest) and bool(body.echo) and body.logprobs is not None
+
+
+def num_prompt_logprobs(body: Generate) -> int | None:
+    """Most probable tokens to report beside each of the prompt; None: nothing of the prompt."""
+    if not echoes_logprobs(body):
+        return body.prompt_logprobs
+    return max(num_top_logprobs(body), body.prompt_logprobs or 0)
 
 
 def stop_strings(body: Generate) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from paged.server.errors import ApiError, not_supported
 from paged.server.protocol import Message
+from paged.server.tools import plain_tool_call
 from paged.state import Sizes
 from paged.tokenizer import Tokenizer
 
@@ -28,7 +29,7 @@ class PromptReader:
     ) -> None:
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
         self.max_model_len = sizes.max_model_len
-        self.chat_template = chat_template
+        self.chat_template = self._given_template = chat_template
         if tokenizer is not None and chat_template is None:
             self.chat_template = tokenizer.hf.chat_template
         # A text with more characters than this has more tokens than the model takes, so it need
@@ -61,6 +62,7 @@ class PromptReader:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
         template_arguments: dict[str, Any] | None = None,
     ) -> list[int]:
         """Token ids of a conversation, up to where the answer begins."""
@@ -78,11 +80,12 @@ class PromptReader:
         try:
             ids = tokenizer.hf.apply_chat_template(
                 plain,
-                chat_template=self.chat_template,
+                chat_template=self._given_template,
                 tokenize=True,
                 return_dict=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
+                tools=tools,
                 **(template_arguments or {}),
             )
         except Exception as error:  # templates raise whatever their author chose
@@ -111,12 +114,14 @@ class PromptReader:
 
 def plain_message(message: Message) -> dict[str, Any]:
     """A message as chat templates take it: its content as one text."""
-    plain = {**message.model_dump(exclude={"content"})}
+    plain = message.model_dump(exclude={"content", "tool_calls"})
+    if message.tool_calls:
+        plain["tool_calls"] = [plain_tool_call(call) for call in message.tool_calls]
     content = message.content
     if isinstance(content, list):
         for part in content:
             if part.type != "text" or part.text is None:
                 raise not_supported("messages", f"only text parts are supported, got {part.type!r}")
         content = "\n".join(part.text or "" for part in content)
-    plain["content"] = content
+    plain["content"] = content or ""  # templates would print None
     return plain

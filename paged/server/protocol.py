@@ -7,18 +7,31 @@ refused by name: see parameters.py.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from paged.server.text_check import check_text
 
 MAX_CHOICES = 128  # of one request: prompts times n
 
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 Small = Annotated[int, Field(ge=-(2**31) + 1, lt=2**31)]
 
 
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class RequestBody(Body):
+    """A body as it comes in."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_text(cls, data: Any) -> Any:
+        check_text(data)
+        return data
 
 
 class StreamOptions(Body):
@@ -27,7 +40,18 @@ class StreamOptions(Body):
     include_obfuscation: Literal[False] | None = None
 
 
-class Generate(Body):
+class StructuredOutputs(Body):
+    """Exactly one of them, and `disable_any_whitespace`; see paged.request."""
+
+    json_schema: str | dict[str, Any] | None = Field(default=None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool | None = None
+
+
+class Generate(RequestBody):
     """What completions and chat completions share; null is the same as leaving a field out."""
 
     model: str | None = None
@@ -55,8 +79,12 @@ class Generate(Body):
     bad_words: list[str] | None = None
     allowed_token_ids: list[TokenId] | None = None
     forced_token_ids: list[TokenId] | None = None
-    structured_outputs: dict[str, Any] | None = None
-    prompt_logprobs: Annotated[int, Field(ge=0)] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     priority: Small | None = None
     client: Small | None = None
     predicted_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
@@ -73,6 +101,40 @@ class CompletionRequest(Generate):
     add_special_tokens: bool | None = True
 
 
+class FunctionCall(BaseModel):
+    name: str
+    arguments: str | dict[str, Any] = "{}"  # JSON
+
+
+class MessageToolCall(BaseModel):
+    """A call that the model has made before."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Function(Body):
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None  # a JSON schema; none: the function takes nothing
+    strict: bool | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Body):
+    name: FunctionName
+
+
+class NamedToolChoice(Body):
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class ContentPart(BaseModel):
     """A part of a message; only text is understood."""
 
@@ -87,6 +149,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow")
     role: str
     content: str | list[ContentPart] | None = None
+    tool_calls: list[MessageToolCall] | None = None
 
 
 class ChatRequest(Generate):
@@ -100,8 +163,8 @@ class ChatRequest(Generate):
     chat_template_kwargs: dict[str, Any] | None = None
 
     response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
     functions: list[dict[str, Any]] | None = None
     function_call: str | dict[str, Any] | None = None
@@ -116,7 +179,7 @@ class ChatRequest(Generate):
     metadata: dict[str, str] | None = None
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(RequestBody):
     """Either `prompt` or `messages`."""
 
     model: str | None = None

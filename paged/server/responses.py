@@ -1,8 +1,8 @@
 """The bodies of answers: OpenAI's, with vLLM's additions."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 
 class PromptTokensDetails(BaseModel):
@@ -29,9 +29,18 @@ class CompletionLogprobs(BaseModel):
     """Lists of one length: an entry a token. `top_logprobs` holds the drawn token too."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]  # null for the first token of an echoed prompt
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+
+
+class PromptLogprob(BaseModel):
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+ShownPromptLogprobs = list[dict[str, PromptLogprob] | None]  # a token an entry, by token ids
 
 
 class CompletionChoice(BaseModel):
@@ -40,6 +49,7 @@ class CompletionChoice(BaseModel):
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"] | None
     stop_reason: int | str | None = None  # the stop string or stop token that was met
+    prompt_logprobs: ShownPromptLogprobs | None = None
 
 
 class Completion(BaseModel):
@@ -66,17 +76,36 @@ class ChatLogprobs(BaseModel):
     refusal: None = None
 
 
+class CalledFunction(BaseModel):
+    name: str
+    arguments: str  # JSON, as the model wrote it
+
+
+class ToolCall(BaseModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ChatMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | None = None  # left out if there are none
+
+    @model_serializer(mode="wrap")
+    def _without_absent_calls(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        shown = handler(self)
+        if self.tool_calls is None:
+            del shown["tool_calls"]
+        return shown
 
 
 class ChatChoice(BaseModel):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     stop_reason: int | str | None = None
 
 
@@ -87,6 +116,7 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: ShownPromptLogprobs | None = None
 
 
 class Model(BaseModel):
@@ -111,6 +141,17 @@ class Tokens(BaseModel):
 
 class Text(BaseModel):
     prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    """What remote users of the tokenizer need beside /tokenize; the names are transformers'."""
+
+    tokenizer_class: str
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | dict[str, str] | None
 
 
 class Version(BaseModel):

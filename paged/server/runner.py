@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -21,6 +22,7 @@ from paged.server.metrics import Metrics
 from paged.server.prompts import PromptReader
 from paged.server.service import Service
 from paged.server.token_text import TokenText
+from paged.server.tool_formats import format_named, format_of_template
 
 KEY_VARIABLE = "PAGED_API_KEY"
 
@@ -37,6 +39,7 @@ class ServerSettings:
     max_body_bytes: int
     drain_seconds: float
     chat_template: str | None
+    tool_parser: str | dict[str, Any] | None
     metrics_alias: str | None
     profile_dir: str | None
     num_tokenizer_threads: int
@@ -49,6 +52,7 @@ def serve_forever(build: Callable[[], LLM], settings: ServerSettings) -> None:
     if the engine fails."""
     listener = _listen(settings.host, settings.port)  # before minutes of loading a model
     template = _chat_template(settings.chat_template)
+    form = format_named(settings.tool_parser)
     client = EngineClient(
         build,
         max_queued=settings.max_queued,
@@ -56,13 +60,15 @@ def serve_forever(build: Callable[[], LLM], settings: ServerSettings) -> None:
         metrics=Metrics(settings.names[0], settings.metrics_alias),
     )
     info = client.start()
+    reader = PromptReader(info.tokenizer, info.sizes, info.limits.vocab_size, template)
     threads = ThreadPoolExecutor(settings.num_tokenizer_threads, thread_name_prefix="tokenize")
     service = Service(
         client=client,
-        reader=PromptReader(info.tokenizer, info.sizes, info.limits.vocab_size, template),
+        reader=reader,
         token_text=TokenText(info.tokenizer),
         names=settings.names,
         threads=threads,
+        tool_format=form or format_of_template(reader.chat_template),
     )
     app = create_app(
         service,

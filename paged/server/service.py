@@ -11,12 +11,14 @@ from fastapi import Request
 
 from paged.bad_words import with_bad_word_ids
 from paged.detokenizer import Detokenizer
+from paged.request import SamplingParams
 from paged.server.client import EngineClient
 from paged.server.errors import ApiError, ClientGone, unknown_model
 from paged.server.generation import Delta, Generation, Sample
 from paged.server.parameters import (
     check_served,
     field_named,
+    num_prompt_logprobs,
     output_limit,
     sampling_params,
     stop_strings,
@@ -25,6 +27,7 @@ from paged.server.prompts import PromptReader
 from paged.server.protocol import MAX_CHOICES, Generate
 from paged.server.responses import Usage
 from paged.server.token_text import TokenText
+from paged.server.tool_formats import ToolFormat
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Service:
 
     Args:
         names: of the model; the first is the one answers carry.
+        tool_format: how the model writes tool calls; None if that is not known.
         threads: where tokenization runs.
     """
 
@@ -41,6 +45,7 @@ class Service:
     token_text: TokenText
     names: tuple[str, ...]
     threads: ThreadPoolExecutor
+    tool_format: ToolFormat | None = None
     started: int = field(default_factory=lambda: int(time.time()))
 
     def check(self, body: Generate) -> None:
@@ -57,9 +62,15 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self.threads, work, *arguments)
 
     def requests(
-        self, body: Generate, prompts: Sequence[list[int]], max_tokens: int | None
+        self,
+        body: Generate,
+        prompts: Sequence[list[int]],
+        max_tokens: int | None,
+        shown: Sequence[str] = (),
     ) -> list[list[Sample]]:
         """Requests to the engine, each as its samples: n samples of every prompt in all.
+
+        `shown`: if one of them is a special token, the text shows special tokens.
 
         Raises ApiError if one of them can never be served.
         """
@@ -84,9 +95,11 @@ class Service:
                 if self.reader.tokenizer is not None:
                     params = with_bad_word_ids(params, self.reader.tokenizer)
                 self.client.info.limits.accept(ids, params, "", None, 0)
+                if number == 0:
+                    self._check_grammar(params)
             except ValueError as error:
-                raise ApiError(str(error), param=field_named(str(error))) from error
-            skip = body.skip_special_tokens is not False
+                raise ApiError(str(error), param=field_named(str(error), body)) from error
+            skip = body.skip_special_tokens is not False and not self.token_text.is_special(shown)
             made = [
                 Sample(
                     number * n + index,
@@ -102,18 +115,26 @@ class Service:
                         skip_special_tokens=skip,
                         decoder=self.token_text.decoder(ids, skip_special_tokens=skip),
                     ),
+                    only_prompt=max_tokens == 0,
                 )
                 for index in range(n)
             ]
             requests += [made[start : start + together] for start in range(0, n, together)]
         return requests
 
+    def _check_grammar(self, params: SamplingParams) -> None:
+        """Raises ValueError if the engine would refuse the grammar, which is too late to say so in
+        a stream."""
+        wanted, grammars = params.structured_outputs, self.client.info.grammars
+        if wanted is not None and grammars is not None:
+            grammars.compile(wanted)
+
     def begin(
         self, body: Generate, requests: list[list[Sample]], max_tokens: int | None
     ) -> Generation:
         """Send requests to the engine; without a token to generate they end at once."""
         whole = not body.stream
-        if max_tokens == 0:
+        if max_tokens == 0 and num_prompt_logprobs(body) is None:
             samples = [sample for request in requests for sample in request]
             generation = Generation(samples, lambda keys: None, whole)
             for sample in samples:

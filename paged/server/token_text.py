@@ -31,6 +31,12 @@ class TokenText:
         backend = getattr(getattr(tokenizer, "hf", None), "backend_tokenizer", None)
         self._byte_level = isinstance(getattr(backend, "decoder", None), ByteLevel)
 
+    def is_special(self, texts: Sequence[str]) -> bool:
+        """Whether any of these is a special token."""
+        if self.tokenizer is None:
+            return False
+        return not set(texts).isdisjoint(self.tokenizer.hf.all_special_tokens)
+
     def decoder(
         self, prompt_ids: Sequence[int], *, skip_special_tokens: bool
     ) -> "ByteDecoder | None":

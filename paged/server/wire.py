@@ -14,11 +14,13 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from paged.intake import Limits
-from paged.request import SamplingParams
+from paged.request import Logprob, SamplingParams
 from paged.state import Sizes
+from paged.structured.base import GrammarCompiler
 from paged.tokenizer import Tokenizer
 
 Top = list[tuple[int, float]]  # (token, its logprob): the most probable first
+PromptLogprobs = list[dict[int, Logprob] | None]  # of each token of a prompt but the first
 
 
 class Submit(NamedTuple):
@@ -58,6 +60,7 @@ class Progress(NamedTuple):
     finish_reason: str | None = None
     error: str | None = None
     times: tuple[float, float, float] | None = None  # seconds queued, in prefill, in decode
+    prompt_logprobs: PromptLogprobs | None = None  # once, with the first token of a first output
 
 
 class Tokens(NamedTuple):
@@ -85,6 +88,8 @@ class Steps(NamedTuple):
     cached_pages: int
     num_preempted: int
     cached_tokens: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
     num_tokens: list[int]  # of each step
     seconds: float  # that they took
 
@@ -96,6 +101,7 @@ class Ready:
     sizes: Sizes
     limits: Limits
     tokenizer: Tokenizer | None
+    grammars: GrammarCompiler | None
 
 
 class Failed(NamedTuple):

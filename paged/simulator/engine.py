@@ -79,13 +79,16 @@ class TimedEngine(Engine):
 
     def _launch(self) -> None:
         super()._launch()
-        plan = self.device_step.plan
-        num_tokens, num_seqs = plan.counts[:2].tolist()
-        num_keys = int(plan.seq_lens.cpu().numpy().sum())  # 0 past the batch
-        work = Work(num_tokens, num_seqs, num_keys)
+        work = self._planned()
         if self.on_launch is not None:
             self.on_launch()
         self._launched.append((self.virtual.now, work))
+
+    def _planned(self) -> Work:
+        """What the step just launched computes."""
+        plan = self.device_step.plan
+        num_tokens, num_seqs = plan.counts[:2].tolist()
+        return Work(num_tokens, num_seqs, int(plan.seq_lens.sum()))  # 0 past the batch
 
     def _wait(self, flight: Flight, timeout: float) -> Report:
         report = super()._wait(flight, timeout)
@@ -145,6 +148,11 @@ class SimulatedEngine(TimedEngine):
         vocab_size: int,
         in_flight: int = 2,
     ) -> None:
+        if kv.compression is not None:
+            raise ValueError(
+                "kv.compression looks at keys and values, which the simulator does not compute; "
+                "use kv/compression=none with task=simulate"
+            )
         nothing = cast(Any, None)  # a simulated step asks nothing of them
         super().__init__(
             step_seconds=step_seconds,
@@ -161,6 +169,11 @@ class SimulatedEngine(TimedEngine):
         )
         self.stages = HostStages(self.requests, self.pool, self.device_step.plan)
         self.steps = cast(Any, SimulatedSteps(self.device_step, self.stages))
+
+    def _planned(self) -> Work:
+        plan = self.stages.plan
+        num_tokens, num_seqs = plan.counts[:2].tolist()
+        return Work(num_tokens, num_seqs, int(plan.seq_lens[:num_seqs].sum()))
 
     def submit(
         self, prompt_token_ids: Sequence[int], params: SamplingParams, **names: Any

@@ -27,7 +27,10 @@ DTYPES = {
 
 class Lanes(np.ndarray):
     """An array that computes as Triton does: integers divide towards zero, and an integer beside a
-    float becomes one of 32 bits."""
+    float becomes one of 32 bits.
+
+    `x += y` names a new value, as in Triton.
+    """
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         if method != "__call__" or options:
@@ -44,6 +47,14 @@ class Lanes(np.ndarray):
     def to(self, dtype, bitcast: bool = False):
         """The values, or with `bitcast` the bits, as another type."""
         return self.view(dtype) if bitcast else self.astype(dtype)
+
+
+# numpy's own would write into the column of the request table that x may be.
+IN_PLACE = (
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "and", "or", "xor", "lshift", "rshift",
+)  # fmt: skip
+for _name in IN_PLACE:
+    setattr(Lanes, f"__i{_name}__", getattr(Lanes, f"__{_name}__"))
 
 
 def _is_float(value: Any) -> bool:

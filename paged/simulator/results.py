@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from paged.intake import LiveRequest
-from paged.mailbox import Header, Report
+from paged.mailbox import Report
 from paged.simulator.engine import SimulatedEngine, Work
-from paged.simulator.stages.views import IS_RUNNING
 
 PERCENTILES = (50, 90, 99)
 TIMES = ("ttft", "tpot", "e2e", "queue_time")
-SPLIT = ("token_states", "reserved", "internal_waste", "cached", "free")
+SPLIT = ("token_states", "reserved", "internal_waste", "external_waste", "cached", "free")
 
 
 class Results:
@@ -28,19 +27,20 @@ class Results:
 
     def __init__(self, engine: SimulatedEngine, on_step: Callable[[dict[str, Any]], None]) -> None:
         self.sizes, self.virtual = engine.sizes, engine.virtual
-        self.requests, self.pool = engine.stages.requests, engine.stages.pool
+        self.kv, self.table = engine.kv, engine.requests
+        self.requests = engine.stages.requests
         self.on_step = on_step
         self.records: list[dict[str, Any]] = []
         self.num_steps = self.preemptions = self.computed_tokens = 0
         self.dropped_tokens = self.recomputed_tokens = self.cached_tokens = 0
         self.busy_seconds = self.seq_seconds = 0.0
         self.peak_pages = 0
-        self.split = np.zeros(len(SPLIT))  # slots of KV x seconds
+        self.split = dict.fromkeys(SPLIT, 0.0)  # slots of KV x seconds
         self.last: dict[str, Any] = {}
         self._queued: dict[int, float] = {}  # start of the first step, by ticket
         self._dropped: dict[int, int] = {}  # tokens that a preemption took, by ticket
         self._began = time.perf_counter()
-        self._launched: deque[tuple[int, int]] = deque()  # memory after each step not yet read
+        self._launched: deque[dict[str, int]] = deque()  # memory after each step not yet read
         engine.on_launch = self._look_at_memory
         engine.on_report = self._report
 
@@ -68,7 +68,9 @@ class Results:
         self.busy_seconds += work.seconds
         self.seq_seconds += header.num_seqs * work.seconds
         self.peak_pages = max(self.peak_pages, used)
-        self.split += np.array(self._slots(header)) * work.seconds
+        split = self._launched.popleft()
+        for name in SPLIT:
+            self.split[name] += split[name] * work.seconds
         self.last = {
             "step": number,
             "time": work.begin,
@@ -77,25 +79,12 @@ class Results:
             "cached_tokens": cached,
             "recomputed_tokens": dropped,
             **header._asdict(),
+            "memory_split": split,
         }
         self.on_step(self.last)
 
     def _look_at_memory(self) -> None:
-        """Slots of KV memory that running rows hold beyond their tokens: those they will fill,
-        which a simulation knows, and those they will not."""
-        at = (self.requests.status == IS_RUNNING).nonzero()[0]
-        computed = self.requests.num_computed_tokens[at]
-        unused = self.requests.num_pages[at] * self.sizes.page_size - computed
-        reserved = int(np.minimum(unused, self.requests.max_len[at] - computed).sum())
-        self._launched.append((reserved, int(unused.sum()) - reserved))
-
-    def _slots(self, header: Header) -> tuple[int, ...]:
-        """Slots of KV memory after a step, in the order of SPLIT. Shared pages count once."""
-        size = self.sizes.page_size
-        reserved, waste = self._launched.popleft()
-        free, cached = header.free_pages, header.cached_pages
-        held = (self.sizes.num_pages - free - cached) * size
-        return held - reserved - waste, reserved, waste, cached * size, free * size
+        self._launched.append(self.kv.memory_split(self.table))
 
     def request(self, live: LiveRequest) -> dict[str, Any]:
         """The line of `requests.jsonl` for a request that has ended; times in seconds."""
@@ -165,7 +154,7 @@ class Results:
             "num_pages": self.sizes.num_pages,
             "page_size": self.sizes.page_size,
             "peak_pages": self.peak_pages,
-            "memory_split": dict(zip(SPLIT, (self.split / (busy * total_slots)).tolist())),
+            "memory_split": {n: self.split[n] / (busy * total_slots) for n in SPLIT},
             "wall_seconds": self.wall_seconds,
             "steps_per_s": self.num_steps / max(self.wall_seconds, 1e-9),
         }

@@ -29,9 +29,9 @@ class Arrival:
 
     def params(self, answer: np.ndarray) -> SamplingParams:
         """Draws exactly the answer."""
-        known = {"max_tokens": len(answer), "ignore_eos": True, "temperature": 0.0}
-        own = {"forced_token_ids": answer.tolist(), "detokenize": False}
-        return SamplingParams(**{**self.sampling, **known, **own})
+        known = {"max_tokens": len(answer), "ignore_eos": True, "detokenize": False}
+        own = {"temperature": 0.0, **self.sampling, **known}
+        return SamplingParams(forced_token_ids=answer.tolist(), **own)
 
 
 def arrivals(workload: Iterable[Any], sampling: SamplingParams) -> Iterator[Arrival]:

@@ -37,7 +37,10 @@ class LLGuidance(GrammarCompiler):
             self._tokens = llguidance.hf.from_tokenizer(
                 self.tokenizer.hf, n_vocab=self.vocab_size, eos_token=self.eos_ids
             )
-        grammar = _source(llguidance, wanted)
+        try:
+            grammar = _source(llguidance, wanted)
+        except ValueError as error:
+            raise ValueError(f"structured_outputs.{wanted.kind}: {error}") from error
         matcher = llguidance.LLMatcher(self._tokens, grammar, log_level=0)
         if matcher.is_error():
             raise ValueError(f"structured_outputs.{wanted.kind}: {matcher.get_error()}")

@@ -51,7 +51,8 @@ def generate(
         task = progress.add_task("", total=len(requests), state="")
 
         def on_step(stats: StepStats) -> None:
-            record = dataclasses.asdict(stats)
+            began = llm.engine.clock() - stats.seconds
+            record = {**dataclasses.asdict(stats), "time": began}  # as requests' arrival_time
             folder.step(record)
             logger.step(record)
             metrics.step(stats)

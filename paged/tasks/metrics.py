@@ -27,6 +27,7 @@ class RunMetrics:
         self.requests, self.pool, self.sizes = engine.requests, engine.pool, engine.sizes
         self.num_steps = self.computed_tokens = self.sequences = 0
         self.preemptions = self.cached_tokens = self.recomputed_tokens = 0
+        self.draft_tokens = self.accepted_tokens = 0
         self.peak_pages = 0
         pinned = self.requests.columns.is_cuda
         self._columns = torch.zeros(
@@ -44,6 +45,8 @@ class RunMetrics:
         self.preemptions += stats.num_preempted
         self.cached_tokens += stats.cached_tokens
         self.recomputed_tokens += stats.recomputed_tokens
+        self.draft_tokens += stats.num_draft_tokens
+        self.accepted_tokens += stats.num_accepted_tokens
         used = self.sizes.num_pages - stats.free_pages - stats.cached_pages
         if used > self.peak_pages:
             self.peak_pages = used
@@ -91,6 +94,8 @@ class RunMetrics:
             "prefix_hit_rate": self.cached_tokens / max(admitted_tokens, 1),
             "preemptions": self.preemptions,
             "recomputed_tokens": self.recomputed_tokens,
+            "draft_tokens": self.draft_tokens,
+            "accepted_tokens": self.accepted_tokens,
             "num_pages": self.sizes.num_pages,
             "page_size": self.sizes.page_size,
             "peak_pages": self.peak_pages,
@@ -111,12 +116,12 @@ class RunMetrics:
             live.ticket: len(live.output.prompt_token_ids) + len(live.output.outputs[0].token_ids)
             for live in requests
         }
-        names = ("status", "arrival", "num_computed_tokens", "num_pages")
+        names = ("status", "arrival", "num_computed_tokens", "num_pages", "num_dropped")
         columns = (self._columns[COLUMN_NAMES.index(name)].tolist() for name in names)
         reserved = internal = 0
-        for status, arrival, computed, held in zip(*columns):
+        for status, arrival, computed, held, dropped in zip(*columns):
             if status == RUNNING:
-                unused = held * page_size - computed
+                unused = (held + dropped) * page_size - computed
                 to_come = min(unused, max(0, final.get(arrival, 0) - computed))
                 reserved += to_come
                 internal += unused - to_come
@@ -161,6 +166,11 @@ def table(summary: dict[str, Any]) -> Table:
         "preemptions",
         f"{summary['preemptions']}, {summary['recomputed_tokens']} tokens dropped",
     )
+    if summary["draft_tokens"]:
+        drafted, accepted = summary["draft_tokens"], summary["accepted_tokens"]
+        shown.add_row(
+            "draft tokens", f"{drafted}, {accepted} accepted, {accepted / drafted:.1%} of them"
+        )
     shown.add_row(
         "peak pages",
         f"{summary['peak_pages']} of {summary['num_pages']}, {summary['page_size']} tokens each",

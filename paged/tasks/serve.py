@@ -1,6 +1,7 @@
 """task=serve: the OpenAI-compatible server, until a signal ends it."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from paged.llm import LLM
 
@@ -16,6 +17,7 @@ def serve(
     max_body_bytes: int = 32 * 2**20,
     drain_seconds: float = 60.0,
     chat_template: str | None = None,
+    tool_parser: str | dict[str, Any] | None = None,
     metrics_alias: str | None = None,
     profile_dir: str | None = None,
     num_tokenizer_threads: int = 2,
@@ -33,6 +35,8 @@ def serve(
         max_body_bytes: of a request.
         drain_seconds: after SIGTERM, how long running requests may take to end.
         chat_template: a Jinja file, or the template itself, instead of the model's.
+        tool_parser: how the model writes tool calls: hermes, llama3_json, mistral, or a dictionary
+            of `begin` and `end`. None takes it from the chat template.
         metrics_alias: a second prefix of all metrics; `vllm` feeds dashboards made for it.
         profile_dir: where /debug/profile writes traces; None switches it off.
         num_tokenizer_threads: threads that turn prompts into tokens.
@@ -53,6 +57,7 @@ def serve(
         max_body_bytes=max_body_bytes,
         drain_seconds=drain_seconds,
         chat_template=chat_template,
+        tool_parser=tool_parser,
         metrics_alias=metrics_alias,
         profile_dir=profile_dir,
         num_tokenizer_threads=num_tokenizer_threads,

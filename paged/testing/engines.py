@@ -10,7 +10,7 @@ from paged.engine import Engine
 from paged.eviction.base import ScoreEviction
 from paged.eviction.lru import score as lru
 from paged.intake import LiveRequest
-from paged.interfaces import Eviction, KVManager, LogitsProcessor, Sampler, Scheduler
+from paged.interfaces import Eviction, KVManager, LogitsProcessor, Proposer, Sampler, Scheduler
 from paged.kv.paged import PagedKV
 from paged.mailbox import Mailbox
 from paged.request import SamplingParams
@@ -33,6 +33,7 @@ def oracle_engine(
     eos_ids: tuple[int, ...] = (),
     grammars: GrammarCompiler | None = None,
     logits_processors: Sequence[LogitsProcessor] = (),
+    proposer: Proposer | None = None,
     num_pages: int = 64,
     num_slots: int = 8,
     max_model_len: int = 160,
@@ -57,6 +58,7 @@ def oracle_engine(
         max_model_len=max_model_len,
         page_size=kv.page_size,
         num_pages=num_pages,
+        num_draft_tokens=0 if proposer is None else proposer.num_draft_tokens,
     )
     return Engine(
         model=OracleModel(sizes, device, VOCAB_SIZE, nan_after),
@@ -74,6 +76,7 @@ def oracle_engine(
         eos_ids=eos_ids,
         grammars=grammars,
         logits_processors=logits_processors,
+        proposer=proposer,
     )
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 import torch
 
 from paged.beams import BeamGroup
+from paged.kernels.control.budget import PageBudget
+from paged.kernels.control.compress import Drops
 from paged.kernels.control.hashing import mix_ref
-from paged.state import PagePool, Sizes, StepPlan
+from paged.state import PagePool, RequestTable, Sizes, StepPlan
 
 VOCAB = 64
 NAN_WORD = -(2**62)  # stands for KV that is NaN
@@ -53,20 +55,43 @@ def draw(total: int) -> int:
     return ((total ^ (total >> 29)) & (2**64 - 1)) % VOCAB
 
 
-def oracle(request: Tracked) -> tuple[list[int], str]:
+def page_score(words: torch.Tensor) -> torch.Tensor:
+    """Of pages with these words [..., page_size], for compression; float32."""
+    return (words & 0xFFFF).sum(-1).float()
+
+
+def oracle(
+    request: Tracked, budget: PageBudget | None = None, page_size: int = 16
+) -> tuple[list[int], str]:
     """What the request gets when nothing ever disturbs it, NaN aside."""
-    position = torch.arange(len(request.prompt))
-    total = int(kv_word(torch.tensor(request.prompt), position).sum()) + request.salt
+    words = kv_word(torch.tensor(request.prompt), torch.arange(len(request.prompt)))
     tokens: list[int] = []
     while True:
         length = len(request.prompt) + len(tokens)
-        tokens.append(draw(total))
+        tokens.append(draw(int(words.sum()) + request.salt))
         if tokens[-1] in request.stop_ids and length >= request.min_len:
             return tokens, "stop"
         if length + 1 >= request.max_len:
             return tokens, "length"
-        word = int(kv_word(torch.tensor([tokens[-1]]), torch.tensor([length])))
-        total = (total + word + 2**63) % 2**64 - 2**63
+        if budget is not None and (not tokens[1:] or length % page_size == 0):
+            words = compressed(words, length, budget, page_size)
+        words = torch.cat([words, kv_word(torch.tensor([tokens[-1]]), torch.tensor([length]))])
+
+
+def compressed(
+    words: torch.Tensor, length: int, budget: PageBudget, page_size: int
+) -> torch.Tensor:
+    """What a sequence of `length` tokens keeps of the words it has, [kept]."""
+    full = len(words) // page_size
+    recent = -(-max(budget.recent - length % page_size, 0) // page_size)
+    count = min(full + 1 - budget.kept(length, page_size), full - recent - budget.sink_pages)
+    if count <= 0:
+        return words
+    pages = words[: full * page_size].view(full, page_size)
+    score = page_score(pages)
+    score[: budget.sink_pages] = score[full - recent :] = float("inf")
+    kept = score.sort(stable=True).indices[count:].sort().values
+    return torch.cat([pages[kept].flatten(), words[full * page_size :]])
 
 
 class HashModel:
@@ -94,7 +119,8 @@ class HashModel:
         self.kv.view(-1)[plan.slot_mapping[:num_tokens].cpu()] = word
         for sample, slot in enumerate(plan.sample_slots[:num_samples].tolist()):
             seq = slots.index(slot)
-            at = torch.arange(int(plan.seq_lens[seq]))
+            behind = begins[seq + 1] - 1 - int(plan.logits_indices[sample])
+            at = torch.arange(int(plan.seq_lens[seq]) - behind)
             pages = plan.block_table[seq].cpu()[at // self.page_size].long()
             seen = self.kv[pages, at % self.page_size]
             token = -1 if bool((seen == NAN_WORD).any()) else draw(int(seen.sum()) + salt[slot])
@@ -106,6 +132,13 @@ class HashModel:
         """Copy pages, as `copy_pages` does."""
         count = int(num_copies)
         self.kv[target[:count].cpu().long()] = self.kv[source[:count].cpu().long()]
+
+    def score(self, requests: RequestTable, drops: Drops) -> None:
+        """Write the scores of a compression policy that looks at what pages hold."""
+        for row, slot in enumerate(drops.slots[: int(drops.num_rows)].tolist()):
+            end = int(drops.ends[row])
+            pages = requests.block_table[slot, :end].cpu().long()
+            drops.scores[row, :end] = page_score(self.kv[pages]).to(drops.scores.device)
 
     def poison_free_pages(self, pool: PagePool) -> None:
         """What is free must never be read again before it is written."""

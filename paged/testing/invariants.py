@@ -65,10 +65,11 @@ def _check_rows(requests: RequestTable) -> Counter[int]:
             f"{who} computed {computed} tokens of {row['total_len']}"
         )
         assert held <= sizes.max_pages_per_seq, f"{who} holds {held} pages, over its block table"
-        assert computed <= held * sizes.page_size, (
-            f"{who} computed {computed} tokens but holds only {held} pages"
+        gone = row["num_dropped"]
+        assert computed <= (held + gone) * sizes.page_size, (
+            f"{who} computed {computed} tokens but holds only {held} pages and dropped {gone}"
         )
-        assert published <= held, f"{who} published {published} of {held} pages"
+        assert published <= held + gone, f"{who} published {published} of {held} pages"
         assert published <= computed // sizes.page_size, (
             f"{who} published {published} pages with {computed} tokens computed"
         )
@@ -150,10 +151,11 @@ def _check_prefix_table(pool: PagePool) -> None:
 
 def _check_shared_contents(requests: RequestTable, pool: PagePool) -> None:
     """A page of several rows is full and the same part of each; a published page that a row holds
-    has the row's tokens, at the row's depth."""
+    has the row's tokens, at the row's depth. Where pages were dropped, later ones moved up."""
     size = requests.sizes.page_size
     serial, depth, parent = pool.serial.tolist(), pool.depth.tolist(), pool.parent_serial.tolist()
     ref_count, computed = pool.ref_count.tolist(), requests.num_computed_tokens.tolist()
+    dropped = requests.num_dropped.tolist()
     token_ids, page_tokens = requests.token_ids.cpu(), pool.page_tokens.cpu()
     tables, num_pages = requests.block_table.tolist(), requests.num_pages.tolist()
     # A row that shares a prompt may hold what another sample of it has published.
@@ -161,7 +163,15 @@ def _check_shared_contents(requests: RequestTable, pool: PagePool) -> None:
     first_holder: dict[int, tuple[int, int]] = {}
     for slot, published in enumerate(requests.num_published.tolist()):
         for index, page in enumerate(tables[slot][: num_pages[slot]]):
-            if ref_count[page] > 1:
+            if dropped[slot]:
+                if not serial[page]:
+                    continue
+                assert index <= depth[page] <= index + dropped[slot], (
+                    f"slot {slot}, which dropped {dropped[slot]} pages, has page {page} of depth "
+                    f"{depth[page]} at {index}"
+                )
+                index = depth[page]
+            elif ref_count[page] > 1:
                 other, at = first_holder.setdefault(page, (slot, index))
                 who = f"page {page}, which slots {other} and {slot} share,"
                 assert at == index, f"{who} is at {at} of one and at {index} of the other"
@@ -193,7 +203,9 @@ def check_plan(
         f"{num_tokens} tokens granted with a budget of {budget}"
     )
     assert 0 <= num_seqs <= sizes.max_num_seqs, f"{num_seqs} sequences in one step"
-    assert 0 <= num_samples <= num_seqs, f"{num_samples} rows drawn of {num_seqs} sequences"
+    drafts = plan.num_drafts[:num_seqs].tolist()
+    most = num_seqs + sum(drafts)
+    assert 0 <= num_samples <= most, f"{num_samples} rows drawn of {num_seqs} sequences"
     slots = plan.seq_slots[:num_seqs].tolist()
     assert len(set(slots)) == num_seqs, f"a slot runs twice in one step: {slots}"
     grant, begins = plan.grant.tolist(), plan.cu_seqlens_q.tolist()
@@ -210,24 +222,32 @@ def check_plan(
     samples: list[tuple[int, int]] = []
     for seq, slot in enumerate(slots):
         who, begin, count = f"slot {slot}", begins[seq], grant[slot]
+        drafted = plan.draft_tokens[seq, : drafts[seq]].tolist()
+        known = count - drafts[seq]
         assert int(requests.status[slot]) == RUNNING, f"{who} is in the batch but does not run"
-        assert 0 < count <= chunk, f"{who} is granted {count} tokens with chunk={chunk}"
+        assert 0 < known <= chunk, f"{who} is granted {known} tokens with chunk={chunk}"
         assert begins[seq + 1] - begin == count, f"{who} has {count} tokens at {begin}"
         start = int(requests.num_computed_tokens[slot])
         end, total = start + count, int(requests.total_len[slot])
-        assert end <= total, f"{who} is granted up to token {end} of {total}"
-        assert int(plan.seq_lens[seq]) == end, f"{who} ends at {end}, seq_lens says otherwise"
+        known_end = end - drafts[seq]
+        assert known_end <= total, f"{who} is granted up to token {known_end} of {total}"
+        assert not drafted or (known_end == total and end < int(requests.max_len[slot])), (
+            f"{who} has {len(drafted)} drafts behind token {known_end} of {total}"
+        )
+        gone = int(requests.num_dropped[slot])
+        keys = end - gone * sizes.page_size
+        assert int(plan.seq_lens[seq]) == keys, f"{who} has {keys} keys, seq_lens says otherwise"
         held = tables[slot]
         assert plan.block_table[seq, : len(held)].tolist() == held, f"{who}: another block table"
         positions = list(range(start, end))
         assert plan.positions[begin : begin + count].tolist() == positions, f"{who}: positions"
-        tokens = requests.token_ids[slot, start:end].tolist()
+        tokens = requests.token_ids[slot, start:known_end].tolist() + drafted
         assert plan.input_ids[begin : begin + count].tolist() == tokens, f"{who}: input_ids"
         size = sizes.page_size
-        expected = [held[at // size] * size + at % size for at in positions]
+        expected = [held[at // size - gone] * size + at % size for at in positions]
         assert writes[begin : begin + count] == expected, f"{who}: slot_mapping"
-        if end == total:
-            samples.append((slot, begin + count - 1))
+        if known_end == total:
+            samples += [(slot, begin + at) for at in range(known - 1, count)]
     drawn = [*zip(*(t[:num_samples].tolist() for t in (plan.sample_slots, plan.logits_indices)))]
     assert drawn == samples, f"rows that reached their end are {samples}, drawn are {drawn}"
 

@@ -30,7 +30,8 @@ class OracleModel:
             (sizes.num_pages * sizes.page_size + 1,), -1, dtype=torch.int64, device=device
         )
         self.pages = self.cache[:-1].view(1, sizes.num_pages, sizes.page_size)
-        self.logits = torch.zeros(sizes.max_num_seqs, vocab_size, device=device)
+        self.head_dim = 1
+        self.logits = torch.zeros(sizes.max_num_samples, vocab_size, device=device)
         self.nan_after = torch.tensor([-1, *nan_after], device=device)
 
     def forward(
@@ -43,15 +44,15 @@ class OracleModel:
         self.cache[slots] = plan.input_ids[:capacity].long()
 
         size = meta.page_size
-        sample = torch.arange(self.sizes.max_num_seqs, device=self.cache.device)
+        sample = torch.arange(self.sizes.max_num_samples, device=self.cache.device)
         last = torch.where(sample < plan.num_samples, plan.logits_indices, 0).long()
         seq = torch.searchsorted(plan.cu_seqlens_q, last.to(torch.int32), right=True) - 1
         seq = seq.clamp(0, self.sizes.max_num_seqs - 1)
         position = torch.arange(self.sizes.max_pages_per_seq * size, device=self.cache.device)
-        page = plan.block_table[seq][:, position // size].long()  # [S, M * page_size]
+        page = plan.block_table[seq][:, position // size].long()  # [B, M * page_size]
         tokens = self.cache[page * size + position % size]
         words = mix_ref(tokens, position)
-        words = torch.where(position < plan.seq_lens[seq][:, None], words, 0)
+        words = torch.where(position <= plan.positions[last][:, None], words, 0)
         drawn = words.sum(1) % self.vocab_size
         self.logits.zero_()
         self.logits.scatter_(1, drawn[:, None], 10.0)

@@ -12,7 +12,9 @@ import importlib
 import pytest
 import torch
 
-INTERFACES = ("scheduler", "eviction", "kv", "attention", "sampler")
+INTERFACES = (
+    "scheduler", "eviction", "kv", "compression", "attention", "sampler", "proposer",
+)  # fmt: skip
 
 
 def locate(path: str) -> object:

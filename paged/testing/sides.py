@@ -8,6 +8,20 @@ import torch
 from paged.eviction.lru import score as lru
 from paged.kernels.control.beam_repoint import beam_repoint, beam_repoint_ref
 from paged.kernels.control.beam_select import beam_select, beam_select_ref
+from paged.kernels.control.budget import PageBudget
+from paged.kernels.control.compress import (
+    Drops,
+    compress_rows,
+    compress_rows_ref,
+    drop_pages,
+    drop_pages_ref,
+)  # fmt: skip
+from paged.kernels.control.drafts import (
+    grant_drafts,
+    grant_drafts_ref,
+    verify_drafts,
+    verify_drafts_ref,
+)
 from paged.kernels.control.evict import evict, evict_ref, page_view
 from paged.kernels.control.ingest import ingest
 from paged.kernels.control.ingest_ref import ingest_ref
@@ -40,6 +54,7 @@ class Knobs:
     preemptive: bool = False
     static_batch: bool = False
     prefix_caching: bool = True
+    page_budget: PageBudget | None = None  # of compression
 
 
 class Side:
@@ -51,6 +66,7 @@ class Side:
         self.plan = StepPlan(sizes, device)
         self.mailbox = Mailbox(sizes, torch.device(device), depth=4, max_commands=16)
         self.model = HashModel(sizes)
+        self.drops = Drops(sizes, device)
 
     def ingest(self, knobs: Knobs, num_commands: int) -> None:
         ingest(self.requests, self.pool, self.mailbox.commands, num_commands)
@@ -67,6 +83,12 @@ class Side:
             watermark=knobs.watermark, reserve=knobs.reserve, static_batch=knobs.static_batch,
         )  # fmt: skip
 
+    def grant_drafts(self, knobs: Knobs) -> None:
+        grant_drafts(self.requests, self.pool, self.plan, budget=knobs.budget)
+
+    def verify_drafts(self, knobs: Knobs) -> None:
+        verify_drafts(self.requests, self.plan)
+
     def prepare(self, knobs: Knobs) -> None:
         prepare(self.requests, self.pool, self.plan)
 
@@ -75,6 +97,13 @@ class Side:
 
     def publish(self, knobs: Knobs) -> None:
         publish(self.requests, self.pool, self.plan)
+
+    def compress_rows(self, knobs: Knobs) -> None:
+        compress_rows(self.requests, self.drops)
+        self.model.score(self.requests, self.drops)
+
+    def drop_pages(self, knobs: Knobs) -> None:
+        drop_pages(self.requests, self.pool, self.drops)
 
     def release(self, knobs: Knobs) -> None:
         release(self.requests, self.pool, self.plan, self.mailbox.events)
@@ -109,6 +138,12 @@ class ReferenceSide(Side):
             static_batch=knobs.static_batch,
         )  # fmt: skip
 
+    def grant_drafts(self, knobs: Knobs) -> None:
+        grant_drafts_ref(self.requests, self.pool, self.plan, budget=knobs.budget)
+
+    def verify_drafts(self, knobs: Knobs) -> None:
+        verify_drafts_ref(self.requests, self.plan)
+
     def prepare(self, knobs: Knobs) -> None:
         prepare_ref(self.requests, self.pool, self.plan)
 
@@ -117,6 +152,13 @@ class ReferenceSide(Side):
 
     def publish(self, knobs: Knobs) -> None:
         publish_ref(self.requests, self.pool, self.plan)
+
+    def compress_rows(self, knobs: Knobs) -> None:
+        compress_rows_ref(self.requests, self.drops)
+        self.model.score(self.requests, self.drops)
+
+    def drop_pages(self, knobs: Knobs) -> None:
+        drop_pages_ref(self.requests, self.pool, self.drops)
 
     def release(self, knobs: Knobs) -> None:
         release_ref(self.requests, self.pool, self.plan, self.mailbox.events)
@@ -137,14 +179,16 @@ SCRATCH = {"evict_key", "evict_histogram", "evict_counts"}
 
 def assert_same_state(side: Side, reference: Side, stage: str, step: int) -> None:
     """Every specified bit of the two states is equal after a stage of a step."""
-    pairs = [(name, getattr(side, name), getattr(reference, name)) for name in ("pool", "plan")]
+    parts = ("pool", "plan", "drops")
+    pairs = [(name, getattr(side, name), getattr(reference, name)) for name in parts]
     for owner, mine, theirs in [("requests", side.requests, reference.requests), *pairs]:
         for name, tensor in vars(mine).items():
             if not isinstance(tensor, torch.Tensor) or name in SCRATCH:
                 continue
             ours, want = tensor.cpu(), getattr(theirs, name)
             if name == "block_table" and owner == "requests":
-                if stage == "schedule":  # booked pages are written by the next stage
+                # Booked pages are written by `prepare`.
+                if stage in ("schedule", "grant_drafts"):
                     continue
                 held = torch.where(
                     theirs.status == WAITING, theirs.cached_len // theirs.sizes.page_size,

@@ -7,7 +7,6 @@ request got exactly the tokens of the oracle.
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 from paged.beams import BeamGroup, BeamSearchParams
 from paged.ledger import REASONS
@@ -17,7 +16,9 @@ from paged.submission import Submission
 from paged.testing.beam_model import beam_oracle, candidates
 from paged.testing.hash_model import Tracked, oracle
 from paged.testing.invariants import check_plan, check_state, no_leak
+from paged.testing.proposals import KnowingProposer, propose_alike
 from paged.testing.sides import Knobs, ReferenceSide, Side, assert_same_state
+from paged.testing.submissions import submission_of
 
 
 class Steps:
@@ -43,6 +44,8 @@ class Steps:
             self.sides.append(Side(sizes, device, num_buckets))
         if by in ("references", "both"):
             self.sides.append(ReferenceSide(sizes, "cpu", num_buckets))
+        for side in self.sides:
+            side.requests.page_budget = knobs.page_budget
         self.queue: deque[Tracked] = deque()
         self.live: dict[int, Tracked] = {}
         self.ended: list[Tracked] = []
@@ -52,6 +55,14 @@ class Steps:
         self.beams = False  # whether any was submitted
         self.header = {"free_pages": sizes.num_pages, "shortfall": 0}
         self.totals: dict[str, int] = {}
+        self.proposer = KnowingProposer(self._continuation, num_draft_tokens=sizes.num_draft_tokens)
+
+    def _continuation(self, tokens: Sequence[int], count: int) -> list[int]:
+        """What follows the tokens of a live request, if it has not been disturbed."""
+        for request in self.live.values():
+            if [*request.prompt, *request.tokens] == list(tokens):
+                return request.expected[0][len(request.tokens) :][:count]
+        return []
 
     @property
     def state(self) -> Side:
@@ -61,7 +72,7 @@ class Steps:
     def submit(self, prompt: Sequence[int], max_tokens: int, **columns) -> Tracked:
         """Queue a request; `columns` are fields of `Tracked`."""
         request = Tracked(self.arrivals, list(prompt), len(prompt) + max_tokens, **columns)
-        request.expected = oracle(request)
+        request.expected = oracle(request, self.knobs.page_budget, self.sizes.page_size)
         self.arrivals += 1
         self.queue.append(request)
         return request
@@ -124,6 +135,9 @@ class Steps:
         self.stage("lookup")
         self.stage("order")
         self.stage("schedule")
+        if self.sizes.num_draft_tokens:
+            propose_alike(self.proposer, self.sides)
+            self.stage("grant_drafts")
         self.stage("prepare")
         requests, pool, plan = self.state.requests, self.state.pool, self.state.plan
         check_plan(requests, pool, plan, budget=self.knobs.budget, chunk=self.knobs.chunk)
@@ -134,15 +148,26 @@ class Steps:
         if self.beams:
             self._choose_beams()
         self.totals["num_copies"] = self.totals.get("num_copies", 0) + int(plan.num_copies)
+        if self.sizes.num_draft_tokens:
+            self.stage("verify_drafts")
         self.stage("update")
         if self.knobs.prefix_caching:
             self.stage("publish")
+        if self.knobs.page_budget is not None:
+            self._compress()
         self.stage("release")
         check_state(requests, pool)
         for side in self.sides:
             side.model.poison_free_pages(side.pool)
         self._apply()
         return self.header
+
+    def _compress(self) -> None:
+        self.stage("compress_rows")
+        self.stage("drop_pages")
+        drops = self.state.drops
+        dropped = int(drops.counts[: int(drops.num_rows)].sum())
+        self.totals["num_dropped"] = self.totals.get("num_dropped", 0) + dropped
 
     def _choose_beams(self) -> None:
         """Score what each beam of this step may go on with, and choose."""
@@ -174,29 +199,12 @@ class Steps:
             request = self.queue.popleft()
             request.slot = self.free_slots.pop(0)
             self.live[request.slot] = request
-            submissions.append(self._submission(request))
+            submissions.append(submission_of(request, 10 * self.num_steps))
         slots = [request.slot for request in self.aborts]
         self.aborts.clear()
         for side in self.sides:
             count = side.mailbox.post(self.num_steps, 10 * self.num_steps, submissions, slots)
         return count
-
-    def _submission(self, request: Tracked) -> Submission:
-        beams: dict[str, Any] = {}
-        if request.search is not None:
-            params = request.search.params
-            beams = {"beam_width": params.beam_width, "beam_index": request.index,
-                     "early_stopping": params.early_stopping,
-                     "length_penalty": params.length_penalty}  # fmt: skip
-        return Submission(
-            slot=request.slot, prompt=request.prompt, arrival=request.arrival,
-            arrival_ms=10 * self.num_steps, max_len=request.max_len, min_len=request.min_len,
-            predicted_len=request.predicted_len, deadline_ms=0, priority=request.priority,
-            client=0, top_k=0, top_p=1.0, min_p=0.0, temperature=0.5, seed=request.arrival << 33,
-            stop_ids=request.stop_ids, num_forks=request.num_forks,
-            parent=-1 if request.parent is None else request.parent.slot,
-            parent_arrival=(request.parent or request).arrival, **beams,
-        )  # fmt: skip
 
     def _apply(self) -> None:
         """Follow the events of this step; every token is checked against the oracle."""

@@ -4,6 +4,7 @@ Run with TRITON_INTERPRET=0, in a process of its own: Triton reads it when kerne
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 
@@ -11,6 +12,9 @@ import paged  # noqa: F401 - has a say in TRITON_INTERPRET
 from paged.eviction.lru import score
 from paged.kernels.control.beam_repoint import beam_repoint
 from paged.kernels.control.beam_select import beam_select
+from paged.kernels.control.budget import PageBudget
+from paged.kernels.control.compress import Drops, compress_rows, drop_pages
+from paged.kernels.control.drafts import grant_drafts, verify_drafts
 from paged.kernels.control.evict import evict
 from paged.kernels.control.ingest import ingest
 from paged.kernels.control.lookup import lookup
@@ -35,6 +39,11 @@ def control_compile_cases(sizes: Sizes) -> Iterator[Callable[[], None]]:
     with_beams = StepPlan(sizes, "cpu")
     with_beams.beams = True
     beams = (requests, pool, with_beams)
+    drafted = replace(sizes, num_draft_tokens=5)
+    speculative = RequestTable(drafted, "cpu"), pool, StepPlan(drafted, "cpu")
+    drops, compressed = Drops(sizes, "cpu"), RequestTable(sizes, "cpu")
+    compressed.page_budget = PageBudget(pages=20, share=512, sink_pages=1, recent=64)
+    holes = (compressed, pool, state[2])
     yield lambda: ingest(requests, pool, mailbox.commands, 3)
     yield lambda: lookup(requests, pool)
     yield lambda: order(*state, rank)
@@ -43,15 +52,24 @@ def control_compile_cases(sizes: Sizes) -> Iterator[Callable[[], None]]:
     yield lambda: schedule(*state, budget=1, chunk=16, reserve=reserve_len, static_batch=True)
     yield lambda: order(*beams, rank)
     yield lambda: schedule(*beams, budget=7, chunk=3)
+    yield lambda: grant_drafts(*speculative, budget=64)
     yield lambda: prepare(*state)
+    yield lambda: prepare(*speculative)
+    yield lambda: verify_drafts(speculative[0], speculative[2])
     yield lambda: beam_select(requests, with_beams)
     yield lambda: beam_repoint(*beams)
     yield lambda: update(*state, mailbox.events)
     yield lambda: update(*beams, mailbox.events)
+    yield lambda: update(*speculative, Mailbox(drafted, torch.device("cpu")).events)
     yield lambda: publish(*state)
     yield lambda: release(*state, mailbox.events)
     yield lambda: evict(pool, 3, score)
     yield lambda: evict(pool, 3)
+    yield lambda: lookup(compressed, pool)
+    yield lambda: schedule(*holes, budget=7, chunk=3)
+    yield lambda: prepare(*holes)
+    yield lambda: compress_rows(compressed, drops)
+    yield lambda: drop_pages(compressed, pool, drops)
 
 
 def main() -> None:

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from paged.beams import BeamSearchParams
+from paged.kernels.control.budget import UNLIMITED, PageBudget
 from paged.kv.contiguous_max import reserve_len
+from paged.schedulers.fcfs import rank as fcfs
 from paged.schedulers.priority import rank as priority
 from paged.schedulers.sjf import rank as sjf
 from paged.state import Sizes
@@ -21,6 +23,8 @@ from paged.testing.sides import Knobs
 from paged.testing.steps import Steps
 
 STEMS = [[(a * i + i * i) % 64 for i in range(64)] for a in (3, 10)]
+TWO_PAGES = PageBudget(pages=2, share=1024, sink_pages=0, recent=0)
+HALF = PageBudget(pages=UNLIMITED, share=512, sink_pages=1, recent=5)
 LENGTHS = (1, 15, 16, 17, 31, 33, 48)
 KNOBS = st.one_of(
     st.builds(
@@ -32,6 +36,13 @@ KNOBS = st.one_of(
         static_batch=st.booleans(),
     ),
     st.builds(Knobs, rank=st.sampled_from((priority, sjf)), preemptive=st.booleans()),
+    st.builds(
+        Knobs,
+        rank=st.sampled_from((fcfs, priority)),
+        preemptive=st.booleans(),
+        chunk=st.sampled_from((5, 64)),
+        page_budget=st.sampled_from((TWO_PAGES, HALF)),
+    ),
     st.builds(Knobs, reserve=st.just(reserve_len), prefix_caching=st.booleans()),
 )
 
@@ -45,11 +56,14 @@ class Machine(RuleBasedStateMachine):
         num_pages=st.sampled_from((5, 6, 9, 20)),
         num_seqs=st.integers(1, 4),
         num_buckets=st.sampled_from((1, 2, 64)),
+        num_drafts=st.sampled_from((0, 0, 1, 4)),
     )
-    def start(self, knobs, num_pages, num_seqs, num_buckets):
+    def start(self, knobs, num_pages, num_seqs, num_buckets, num_drafts):
+        if knobs.page_budget is not None:
+            num_drafts = 0  # LLM refuses the two together
         sizes = Sizes(
             num_slots=5, max_num_seqs=num_seqs, max_num_batched_tokens=64, max_model_len=80,
-            page_size=16, num_pages=num_pages,
+            page_size=16, num_pages=num_pages, num_draft_tokens=num_drafts,
         )  # fmt: skip
         self.steps = Steps(sizes, knobs, by=self.by, device=self.device, num_buckets=num_buckets)
         self.knobs, self.submitted = knobs, []
@@ -91,7 +105,9 @@ class Machine(RuleBasedStateMachine):
         sizes, knobs = self.steps.sizes, self.steps.knobs
         pages = width * -(-(length + tokens) // sizes.page_size)
         fits = width <= min(sizes.max_num_seqs, knobs.budget) and pages <= sizes.num_pages
-        if fits and knobs.reserve is None:  # else the engine refuses it
+        if (
+            fits and knobs.reserve is None and knobs.page_budget is None
+        ):  # else the engine refuses it
             params = BeamSearchParams(
                 width, tokens, length_penalty=penalty, early_stopping=early_stopping
             )
@@ -122,7 +138,7 @@ class Machine(RuleBasedStateMachine):
         assert ended == [request.arrival for request in self.submitted], "each ends exactly once"
 
 
-@pytest.mark.parametrize(("by", "examples", "rules"), [("references", 40, 25), ("both", 3, 8)])
+@pytest.mark.parametrize(("by", "examples", "rules"), [("references", 30, 25), ("both", 3, 8)])
 def test_any_history(device, by, examples, rules):
     machine = type("Machine", (Machine,), {"by": by, "device": device})
     run_state_machine_as_test(

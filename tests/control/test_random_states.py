@@ -8,6 +8,7 @@ import triton
 
 from paged.kernels.control import columns as col
 from paged.kernels.control import evict as evict_module
+from paged.kernels.control.drafts import grant_drafts, grant_drafts_ref
 from paged.kernels.control.evict import evict, evict_ref
 from paged.kernels.control.order import order, order_ref
 from paged.kernels.control.schedule import schedule
@@ -53,6 +54,8 @@ def random_rows(requests: RequestTable, pool: PagePool, rng: random.Random, max_
                 requests.cached_len[slot] = min(total - 1, hits * sizes.page_size + 5)
                 requests.parent[slot] = 1 + rng.randrange(sizes.num_slots)
         requests.num_forks[slot] = rng.randrange(2)
+        for column in (requests.logit_edits, requests.num_logprobs, requests.mask_len):
+            column[slot] = int(rng.random() < 0.05) and total
     head = rng.randrange(10**6)
     free = rng.choice((0, 1, 5, 30, 100))
     pool.counters[[col.HEAD.value, col.TAIL.value]] = torch.tensor([head, head + free])
@@ -66,6 +69,7 @@ def test_order_and_schedule(device, seed):
     sizes = Sizes(
         num_slots=rng.choice((5, 33)), max_num_seqs=rng.choice((3, 5)),
         max_num_batched_tokens=64, max_model_len=200, page_size=16, num_pages=200,
+        num_draft_tokens=rng.choice((1, 3, 16)),
     )  # fmt: skip
     reference = Side(sizes, "cpu", None)
     random_rows(reference.requests, reference.pool, rng, sizes.max_num_seqs)
@@ -88,6 +92,12 @@ def test_order_and_schedule(device, seed):
         reserve=reserve and reserve.fn, **knobs,
     )  # fmt: skip
     assert_same_state(side, reference, "schedule", seed)
+    for plan in (side.plan, reference.plan):
+        proposed = random.Random(seed)  # more than there is room for, too
+        plan.num_drafts.copy_(torch.tensor([proposed.randrange(-1, 18) for _ in plan.num_drafts]))
+    grant_drafts(side.requests, side.pool, side.plan, budget=knobs["budget"])
+    grant_drafts_ref(reference.requests, reference.pool, reference.plan, budget=knobs["budget"])
+    assert_same_state(side, reference, "grant_drafts", seed)
 
 
 def random_pool(pool: PagePool, rng: random.Random, num_cached: int, num_held: int) -> None:

@@ -51,7 +51,7 @@ def bits(output: RequestOutput) -> tuple[list[int], list[float]]:
 def test_a_request_in_a_crowd_has_the_bits_it_has_alone(precision):
     items = workload(256, seed=5)
     rng = random.Random(6)
-    crowd = make(precision, "graph", 150, prefix_caching=True, max_num_seqs=64, chunk=CHUNK)
+    crowd = make(precision, "graph", 110, prefix_caching=True, max_num_seqs=64, chunk=CHUNK)
     chunked, steps, live = [], [], []
     crowd.engine.on_step = steps.append
     coming = list(items)

@@ -76,6 +76,15 @@ def test_tokens_equal_the_reference_given_the_same_noise(vocab_size, device, dty
     torch.testing.assert_close(inputs["out_logprobs"], logprobs, rtol=1e-5, atol=1e-5)
 
 
+def test_offsets_move_a_row_on_in_its_sequence(device, cut):
+    inputs = sample_inputs(device, rows=12, vocab_size=2048, offset=3)
+    inputs["stop_ids"][:, 2] = inputs["logits"].argmax(dim=1).flip(0)
+    inputs["min_len"][:] = inputs["position"] + torch.arange(12, device=device) % 6
+    tokens, _ = sample_ref(**inputs)
+    assert tokens.tolist() != sample_ref(**inputs | {"offsets": None})[0].tolist()
+    assert draw(inputs) == tokens.tolist()
+
+
 def test_reference_noise_is_philox_and_gumbel():
     # First vector of the known answers that come with Random123.
     assert philox_ref(0, 0, 1).tolist() == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
@@ -110,35 +119,36 @@ def test_draws_follow_the_filtered_distribution(columns, device):
     assert chi_square < freedom + 5 * (2 * freedom) ** 0.5
 
 
-@pytest.mark.parametrize(
-    ("columns", "draws", "vocab_size"),
-    [
-        ({"temperature": 0.7}, 1000, 600),
-        *(
-            pytest.param(columns, 4000, size, marks=pytest.mark.gpu)
-            for size in (32_000, 128_256, 151_936)
-            for columns in ({}, {"temperature": 0.7}, {"top_k": 50, "top_p": 0.9})
-        ),
-    ],
-)
-def test_draws_follow_the_distribution_across_chunks(columns, draws, vocab_size, device, cut):
+def check_distribution(columns, draws, vocab_size, device):
+    """Chi-square over random sets of tokens: a set's share of the draws is its probability."""
     logits = 2.5 * torch.randn(vocab_size, generator=torch.Generator().manual_seed(3))
-    bins = torch.randint(40, (vocab_size,), generator=torch.Generator().manual_seed(4))
+    sets = torch.randint(40, (vocab_size,), generator=torch.Generator().manual_seed(4))
     setting = OFF | columns
     probabilities = torch.softmax(logits.double() / setting["temperature"], dim=0)
     probabilities = torch.where(keep_ref(logits, **setting), probabilities, 0.0)
-    expected = torch.zeros(40, dtype=torch.float64).index_add_(0, bins, probabilities)
+    expected = torch.zeros(40, dtype=torch.float64).index_add_(0, sets, probabilities)
     expected *= draws / expected.sum()
     counts = torch.zeros(40)
     for first in range(0, draws, 1000):
         inputs = rows_of(logits.expand(1000, vocab_size), device, **columns)
         inputs["seed"][:] = torch.arange(first, first + 1000, device=device)
-        counts += torch.bincount(bins[torch.tensor(draw(inputs))], minlength=40)
+        counts += torch.bincount(sets[torch.tensor(draw(inputs))], minlength=40)
     likely = expected > 5
     assert likely.sum() > 3
     chi_square = ((counts - expected).square() / expected)[likely].sum().item()
     freedom = int(likely.sum())
     assert chi_square < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def test_draws_follow_the_distribution_across_chunks(device, cut):
+    check_distribution({"temperature": 0.7}, 1000, 600, device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("vocab_size", [32_000, 128_256, 151_936])
+@pytest.mark.parametrize("columns", [{}, {"temperature": 0.7}, {"top_k": 50, "top_p": 0.9}])
+def test_draws_follow_the_distribution_of_real_vocabularies(columns, vocab_size, device):
+    check_distribution(columns, 4000, vocab_size, device)
 
 
 def test_filters_keep_exactly_the_references_tokens(device, cut):

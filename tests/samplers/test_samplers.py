@@ -16,6 +16,7 @@ def table_and_plan(inputs):
     plan = SimpleNamespace(
         sample_slots=inputs["slots"],
         num_samples=inputs["num_rows"],
+        sample_offsets=None,
         sampled_tokens=inputs["out_tokens"],
         sampled_logprobs=inputs["out_logprobs"],
     )

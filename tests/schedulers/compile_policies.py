@@ -5,12 +5,16 @@ Run with TRITON_INTERPRET=0, in a process of its own: Triton reads it when kerne
 
 from importlib import import_module
 
+import torch
+
 import paged  # noqa: F401 - has a say in TRITON_INTERPRET
 from paged.kernels.control.evict import evict
 from paged.kernels.control.order import order
 from paged.kernels.control.schedule import schedule
+from paged.kernels.page_scores import page_scores, page_scores_inputs
 from paged.state import PagePool, RequestTable, Sizes, StepPlan
 from paged.testing.compiling import GFX942, SM90, compiled_launches
+from paged.testing.contracts.test_compression import FUNCTIONS as COMPRESSIONS
 from paged.testing.contracts.test_eviction import FUNCTIONS as SCORES
 from paged.testing.contracts.test_scheduler import FUNCTIONS as RANKS
 
@@ -35,6 +39,11 @@ def main() -> None:
         launches[f"reserve.{name}"] = lambda reserve=reserve: schedule(
             *state, budget=7, chunk=3, reserve=reserve
         )
+    for name in COMPRESSIONS:
+        score = import_module(f"paged.kv.compression.{name}").score
+        inputs = page_scores_inputs(dtype=torch.bfloat16, head_dim=128, with_means=True)
+        inputs["score"] = score
+        launches[f"compression.{name}"] = lambda inputs=inputs: page_scores(**inputs)
     for name, launch in launches.items():
         with compiled_launches(SM90, GFX942) as compiled:
             launch()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from paged.testing.contracts.test_compression import FUNCTIONS as COMPRESSIONS
 from paged.testing.contracts.test_eviction import FUNCTIONS as SCORES
 from paged.testing.contracts.test_scheduler import FUNCTIONS as RANKS
 
@@ -21,4 +22,5 @@ def test_every_policy_function_compiles_for_both_targets():
     )
     assert done.returncode == 0, done.stderr[-4000:]
     expected = {f"rank.{name}" for name in RANKS} | {f"score.{name}" for name in SCORES}
+    expected |= {f"compression.{name}" for name in COMPRESSIONS}
     assert set(done.stdout.split()) == expected | {f"reserve.{name}" for name in RESERVES}

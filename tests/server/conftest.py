@@ -69,7 +69,12 @@ class ServerProcess:
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     running = ServerProcess(
-        folder, *SMALL, "metrics_alias=vllm", f"profile_dir={folder}", "max_body_bytes=100000"
+        folder,
+        *SMALL,
+        "metrics_alias=vllm",
+        "tool_parser=hermes",
+        f"profile_dir={folder}",
+        "max_body_bytes=100000",
     )
     yield running
     running.end()
@@ -79,7 +84,7 @@ def server(tmp_path_factory):
 def http(server):
     """Raw HTTP, with the key."""
     headers = {"Authorization": f"Bearer {KEY}"}
-    with httpx.Client(base_url=server.url, headers=headers, timeout=60) as client:
+    with httpx.Client(base_url=server.url, headers=headers, timeout=300) as client:
         yield client
 
 

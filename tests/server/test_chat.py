@@ -61,7 +61,7 @@ def test_logprobs_carry_bytes(client, answer):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f", "parameters": {}}}]),
+        ("functions", [{"name": "f", "parameters": {}}]),
         ("response_format", {"type": "xml"}),
         ("prediction", {"type": "content", "content": "x"}),
     ],

@@ -1,11 +1,18 @@
 """Errors in OpenAI's shape, with the right status."""
 
+import json
+
 import openai
 import pytest
 
 from tests.server.conftest import KEY
 
 GOOD = {"model": "stories", "prompt": "Once", "max_tokens": 1}
+
+
+DEEP: dict = {}
+for _ in range(200):
+    DEEP = {"a": DEEP}
 
 
 def refused(answer, status: int) -> dict:
@@ -38,10 +45,15 @@ def refused(answer, status: int) -> dict:
         ({"allowed_token_ids": []}, "allowed_token_ids", "must allow a token"),
         ({"best_of": 3}, "best_of", "must equal n (1)"),
         ({"logprobs": 21}, "logprobs", "less than or equal to 20"),
-        ({"logprobs": 1, "echo": True}, "echo", "with logprobs is not supported"),
+        ({"logprobs": 1, "echo": True, "stream": True, "n": 2}, "echo", "needs n=1"),
         ({"suffix": "end"}, "suffix", "not supported"),
-        ({"prompt_logprobs": 0}, "prompt_logprobs", "not supported"),
+        ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs", "needs stream=false"),
         ({"temprature": 1}, "temprature", "unknown parameter"),
+        ({"prompt": "\ud800"}, "prompt", "no character"),
+        ({"stop": ["a", "\udfff"]}, "stop", "no character"),
+        ({"user": "\ud800"}, "user", "no character"),
+        ({"guided_json": DEEP}, "guided_json", "nested more than 100 levels"),
+        ({"guided_json": "{"}, "guided_json", "structured_outputs.json"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "needs stream=true"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown parameter"),
         ({"min_tokens": 5}, "min_tokens", "at most max_tokens"),
@@ -49,7 +61,9 @@ def refused(answer, status: int) -> dict:
     ],
 )  # fmt: skip
 def test_a_wrong_field_is_named(http, change, param, message):
-    error = refused(http.post("/v1/completions", json=GOOD | change), 400)
+    body = json.dumps(GOOD | change)  # in ASCII: half characters come through
+    kind = {"Content-Type": "application/json"}
+    error = refused(http.post("/v1/completions", content=body, headers=kind), 400)
     assert (error["param"], error["type"]) == (param, "invalid_request_error")
     assert message in error["message"]
 
@@ -95,6 +109,7 @@ def test_paths_methods_and_models_that_are_not_there(http, client):
         client.completions.create(**(GOOD | {"model": "gpt-9"}))
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
     refused(http.get("/v1/models/gpt-9"), 404)
+    refused(http.get("/v1/models/%ff"), 404)
 
 
 def test_a_key_is_asked_for_but_by_probes(http, server):

@@ -66,8 +66,6 @@ def test_a_response_format_is_a_grammar(response_format, kind, value):
 def test_a_wrong_response_format_is_refused(fields):
     with pytest.raises(ApiError, match="response_format"):
         sampling_params(chat(**fields), 5, 1)
-    with pytest.raises(ApiError, match="unexpected keyword"):
-        sampling_params(chat(structured_outputs={"xml": "a"}), 5, 1)
 
 
 def test_the_output_takes_what_the_prompt_leaves():

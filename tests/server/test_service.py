@@ -15,7 +15,7 @@ DASHBOARD = {  # what vLLM's dashboards draw
     "request_inference_time_seconds", "request_prompt_tokens", "request_generation_tokens",
     "request_max_num_generation_tokens", "request_params_n", "request_params_max_tokens",
     "iteration_tokens_total", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits",
-    "cache_config_info",
+    "cache_config_info", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens",
 }  # fmt: skip
 
 

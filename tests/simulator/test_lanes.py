@@ -47,6 +47,17 @@ def with_an_argument(row, now, factor):
 
 
 @triton.jit
+def of_updates(row, now):
+    key = row.arrival
+    key += row.prompt_len
+    key //= 3
+    late = now.ms - row.arrival_ms
+    late *= 2
+    key -= tl.where(late > 0, late, 0)
+    return key
+
+
+@triton.jit
 def of_a_reduction(row, now):
     return row.arrival - tl.sum(row.prompt_len, axis=0)
 
@@ -68,7 +79,7 @@ def table(seed: int) -> tuple[RequestTable, PagePool, StepPlan]:
 @pytest.mark.parametrize(
     ("rank", "args"),
     [(sjf, ()), (of_integers, ()), (of_floats, ()), (with_an_argument, (-3,)),
-     (of_a_reduction, ())],
+     (of_updates, ()), (of_a_reduction, ())],
 )  # fmt: skip
 def test_keys_and_order_are_the_interpreters(rank, args, preemptive):
     for seed in range(4):
@@ -77,6 +88,7 @@ def test_keys_and_order_are_the_interpreters(rank, args, preemptive):
         stages = HostStages(*mine)
         order(*mine, rank, args, preemptive)
         assert torch.equal(mine[2].key, want[2].key)
+        assert torch.equal(mine[0].columns, want[0].columns)
         assert torch.equal(mine[2].order, want[2].order)
         assert torch.equal(mine[2].num_active, want[2].num_active)
         assert (rank in stages.needs_triton) == (rank is of_a_reduction)

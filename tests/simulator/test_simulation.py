@@ -8,6 +8,7 @@ import triton
 
 from paged.eviction.base import HostEviction, ScoreEviction
 from paged.eviction.lru import score as lru
+from paged.kv.contiguous_max import reserve_len as whole_length
 from paged.kv.paged import PagedKV
 from paged.loggers.base import Logger
 from paged.request import SamplingParams
@@ -48,13 +49,14 @@ def crowd(count: int = 40) -> list[Request]:
 
 
 def run(
-    requests, *, in_flight=1, check=False, num_pages=64, scheduler=None, eviction=None, **knobs
-):
+    requests, *, in_flight=1, check=False, num_pages=64, scheduler=None, eviction=None,
+    reserve_len=None, **knobs,
+):  # fmt: skip
     """(engine, results, [record of each request, by number])"""
     scheduler = scheduler or RankScheduler(
         **{"max_num_seqs": 4, "max_num_batched_tokens": 64, "watermark": 0.0} | knobs
     )
-    kv = PagedKV(page_size=16, num_pages=num_pages)
+    kv = PagedKV(page_size=16, num_pages=num_pages, reserve_len=reserve_len)
     sizes = Sizes(
         num_slots=8, max_num_seqs=scheduler.max_num_seqs, max_num_batched_tokens=64,
         max_model_len=160, page_size=16, num_pages=num_pages,
@@ -126,6 +128,20 @@ def test_memory_is_split_by_what_it_is_for():
         ("internal_waste", waste),
     ):
         assert split[name] == pytest.approx(slots / 64), name
+
+
+def test_what_is_free_while_a_stretch_is_waited_for_is_external_waste():
+    # A stretch is 10 pages of 14, so the second request waits until the first has ended.
+    _, results, _ = run(
+        [request(0, 20, 3), request(1, 30, 1)], num_pages=14, reserve_len=whole_length
+    )
+    waiting = CLOCK.seconds(20, 1, 20) + CLOCK.seconds(1, 1, 21)  # the third step ends the first
+    seconds = results.busy_seconds
+    split = results.summary()["memory_split"]
+    assert split["external_waste"] == pytest.approx(
+        (waiting * 4 + CLOCK.seconds(1, 1, 22) * 13) / (14 * seconds)  # a page is cached
+    )
+    assert sum(split.values()) == pytest.approx(1)
 
 
 def test_a_crowd_in_few_pages_keeps_every_invariant():

@@ -1,10 +1,11 @@
 """What the scripts here share: shapes of real models, graph timing, compilation in parallel."""
 
 import multiprocessing
-import statistics
 from collections.abc import Callable
 
 import torch
+
+from paged.tasks.bench.hardware import graph_seconds
 
 SHAPES = {  # (out_features, in_features)
     "8b qkv": (6144, 4096), "8b o": (4096, 4096), "8b gate_up": (28672, 4096),
@@ -43,20 +44,7 @@ def floor_us(rows: int, out_features: int, in_features: int) -> float:
 
 def graph_us(launch_all: Callable[[], None], launches: int = 1, repeats: int = 7) -> float:
     """Microseconds of one of the `launches` in `launch_all`, captured: median of replays."""
-    launch_all()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        launch_all()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times) * 1e3 / launches
+    return 1e6 * graph_seconds([launch_all], repeats) / launches
 
 
 def check_close(out: torch.Tensor, exact: torch.Tensor) -> None:

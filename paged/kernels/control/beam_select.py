@@ -170,7 +170,7 @@ def beam_select(requests, plan) -> None:
     """Choose for every group of beams that is sampled in this step."""
     sizes = requests.sizes
     candidates = plan.beam_tokens.shape[1]
-    _beam_select_kernel[(sizes.max_num_seqs,)](
+    _beam_select_kernel[(sizes.max_num_samples,)](
         requests.columns, requests.token_ids, requests.length_penalty, requests.beam_score,
         requests.beam_slots, requests.beam_finished, plan.counts, plan.sample_slots,
         plan.slot_sample, plan.sampled_tokens, plan.sampled_logprobs, plan.beam_tokens,

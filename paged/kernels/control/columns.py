@@ -40,7 +40,8 @@ NUM_LOGPROBS = tl.constexpr(27)  # most probable tokens to report
 BEAM_WIDTH = tl.constexpr(28)  # beams of the row's group, 0 = the row is no beam
 BEAM_INDEX = tl.constexpr(29)  # which of them this row is
 EARLY_STOPPING = tl.constexpr(30)  # 1: the group ends with its first `width` finished sequences
-NUM_COLUMNS = 31
+NUM_DROPPED = tl.constexpr(31)  # full pages that compression has taken out of the block table
+NUM_COLUMNS = 32
 
 COLUMN_NAMES = (
     "status", "arrival", "arrival_ms", "admitted", "priority", "client", "prompt_len",
@@ -48,7 +49,7 @@ COLUMN_NAMES = (
     "num_pages", "cached_len", "idle_hits", "num_preemptions", "num_published",
     "finish_reason", "top_k", "num_hashed", "parent", "parent_arrival", "num_forks",
     "logit_edits", "forced_len", "mask_len", "num_logprobs", "beam_width", "beam_index",
-    "early_stopping",
+    "early_stopping", "num_dropped",
 )  # fmt: skip
 
 # status

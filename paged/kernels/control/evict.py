@@ -26,6 +26,7 @@ from paged.kernels.control.columns import (
     Page,
     load_now,
 )  # fmt: skip
+from paged.kernels.control.stage import stage
 from paged.kernels.launch import interpreted
 
 RADIX_BITS = tl.constexpr(8)
@@ -160,14 +161,13 @@ def _settle_kernel(counters, low_water):
     tl.store(counters + SHORTFALL, tl.zeros((), dtype=tl.int64))
 
 
+@stage
 def evict(pool, low_water: int, score=None, args: tuple = ()) -> None:
     """Return cached pages to the free ring until `low_water` are free and no shortfall is left.
 
     `score` is a Triton function, or None to use the scores in `pool.score` [N]; with a function,
     the scores it gave are stored there.
     """
-    if pool.stages is not None:
-        return pool.stages.evict(low_water, score, args)
     pages = pool.sizes.num_pages
     block = triton.next_power_of_2(pages) if interpreted() else 1024
     grid = (triton.cdiv(pages, block),)

@@ -52,6 +52,7 @@ from paged.kernels.control.columns import (
     WAITING,
 )  # fmt: skip
 from paged.kernels.control.hashing import mix
+from paged.kernels.control.stage import stage
 from paged.kernels.launch import interpreted
 from paged.kernels.logit_edits import EDIT_BAD_WORDS, EDIT_BIAS, EDIT_MASK, WORDS
 
@@ -213,13 +214,12 @@ def _ingest_kernel(
         prefix = tl.sum(tl.where(page == TILE_PAGES - 1, key, 0), axis=0)
 
 
+@stage
 def ingest(requests, pool, commands: Commands, num_commands: int) -> None:
     """Apply the commands of the device's current step; sets the clock.
 
     `num_commands` bounds the commands of this step; a captured launch passes the ring's capacity.
     """
-    if requests.stages is not None:
-        return requests.stages.ingest(commands)
     sizes = requests.sizes
     depth, max_commands, width = commands.words.shape
     tokens = 8192 if interpreted() else 1024

@@ -10,8 +10,11 @@ The last token of a request is never taken from the cache: its logits are the ne
 A row with a parent, a sample of the same request, shares that row's prompt instead of computing it
 again: it waits as FORKING, which no policy sees, until the parent has computed all of the prompt
 but its last token. Then it finds the parent's full pages, and an admission copies the page after
-them, which is partly filled (see prepare.py). A parent that has gone, or was preempted after its
-first token, leaves an ordinary row that looks into the prefix table.
+them, which is partly filled (see prepare.py). A parent that has gone, was preempted after its
+first token or has dropped pages leaves an ordinary row that looks into the prefix table.
+
+With compression only pages of the prompt are taken, and never all of its tokens: what follows is
+computed as it was the first time, with the same pages dropped at the same lengths (compress.py).
 
 Programs stride over the rows; pages of a row are looked up a tile at a time.
 """
@@ -25,6 +28,7 @@ from paged.kernels.control.columns import (
     FORKING,
     IDLE_HITS,
     NUM_COMPUTED,
+    NUM_DROPPED,
     NUM_FORKS,
     NUM_HASHED,
     PARENT,
@@ -36,6 +40,7 @@ from paged.kernels.control.columns import (
     WAITING,
 )  # fmt: skip
 from paged.kernels.control.prefix import find_chain_ref, find_pages
+from paged.kernels.control.stage import stage
 from paged.kernels.launch import interpreted
 
 ANY_SERIAL = tl.constexpr(0x7FFFFFFFFFFFFFFF)
@@ -54,7 +59,8 @@ def _parent_of(columns, slot, total, R: tl.constexpr):
     status = tl.load(columns + STATUS * R + source)
     behind = tl.load(columns + NUM_COMPUTED * R + source) < prompt_len - 1
     undrawn = tl.load(columns + TOTAL_LEN * R + source) == prompt_len
-    runs = same & (status == RUNNING)
+    whole = tl.load(columns + NUM_DROPPED * R + source) == 0
+    runs = same & (status == RUNNING) & whole
     holds = (runs & behind) | (same & (status == WAITING) & undrawn)
     return source, holds, runs & ~behind
 
@@ -64,7 +70,8 @@ def _lookup_kernel(
     columns, token_ids, block_table, page_hash, table_hash, table_page, serial, parent_serial,
     page_tokens, ref_count,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, MAX_PAGES: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, NUM_BUCKETS: tl.constexpr, TILE: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, NUM_BUCKETS: tl.constexpr, COMPRESS: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
     for slot in range(tl.program_id(0), R, tl.num_programs(0)):
         status = tl.load(columns + STATUS * R + slot)
@@ -75,6 +82,8 @@ def _lookup_kernel(
             # A parent starts short of the prompt's last token, where its forks join it.
             joined = tl.load(columns + NUM_FORKS * R + slot) > 0
             last = tl.maximum(total - 1 - joined.to(tl.int32), 0)
+            if COMPRESS:
+                last = tl.minimum(last, tl.load(columns + PROMPT_LEN * R + slot) - 1)
             limit = tl.minimum(last // PAGE_SIZE, tl.load(columns + NUM_HASHED * R + slot))
             limit = tl.where(holds | shares, 0, limit)
             tokens = token_ids + tl.cast(slot, tl.int64) * MAX_LEN_TOKENS
@@ -111,10 +120,9 @@ def _lookup_kernel(
             tl.store(columns + IDLE_HITS * R + slot, idle)
 
 
+@stage
 def lookup(requests, pool) -> None:
     """Find the prefix in memory of every waiting row."""
-    if requests.stages is not None:
-        return requests.stages.lookup()
     sizes = requests.sizes
     _lookup_kernel[(1 if interpreted() else sizes.num_slots,)](
         requests.columns, requests.token_ids, requests.block_table, requests.page_hash,
@@ -122,7 +130,7 @@ def lookup(requests, pool) -> None:
         pool.ref_count,
         R=sizes.num_slots, MAX_LEN_TOKENS=sizes.max_model_len, MAX_PAGES=sizes.max_pages_per_seq,
         PAGE_SIZE=sizes.page_size, NUM_BUCKETS=pool.num_buckets,
-        TILE=tile_pages(sizes.page_size),
+        COMPRESS=requests.page_budget is not None, TILE=tile_pages(sizes.page_size),
     )  # fmt: skip
 
 
@@ -139,6 +147,8 @@ def lookup_ref(requests, pool) -> None:
     for slot in waiting.nonzero().flatten().tolist():
         full = (int(requests.total_len[slot]) - 1) // page_size
         last = max(0, int(requests.total_len[slot]) - 1 - (int(requests.num_forks[slot]) > 0))
+        if requests.page_budget is not None:
+            last = min(last, int(requests.prompt_len[slot]) - 1)
         limit = min(last // page_size, int(requests.num_hashed[slot]))
         source, holds, shares = _parent_of_ref(requests, slot)
         status[slot] = FORKING.value if holds else WAITING.value
@@ -163,6 +173,7 @@ def _parent_of_ref(requests, slot: int) -> tuple[int, bool, bool]:
         return source, False, False
     behind = int(requests.num_computed_tokens[source]) < prompt_len - 1
     if int(requests.status[source]) == RUNNING.value:
-        return source, behind, not behind
+        whole = int(requests.num_dropped[source]) == 0
+        return source, behind and whole, whole and not behind
     undrawn = int(requests.total_len[source]) == prompt_len
     return source, int(requests.status[source]) == WAITING.value and undrawn, False

@@ -31,6 +31,7 @@ from paged.kernels.control.columns import (
     load_now,
     load_row,
 )  # fmt: skip
+from paged.kernels.control.stage import stage
 from paged.kernels.launch import interpreted
 
 
@@ -91,14 +92,13 @@ def _order_kernel(
         tl.store(num_active, active_rows)
 
 
+@stage
 def order(requests, pool, plan, rank=None, args: tuple = (), preemptive: bool = False) -> None:
     """Write `plan.order` [R], slots in service order, and `plan.num_active`.
 
     `rank` is a Triton function, or None to use the keys in `plan.key` [R]; with a function, the
     keys it gave are stored there.
     """
-    if requests.stages is not None:
-        return requests.stages.order(rank, args, preemptive)
     slots = requests.sizes.num_slots
     width = triton.next_power_of_2(slots)
     lanes = width if interpreted() else min(32, width)

@@ -3,10 +3,13 @@
     block_table[slot, held + i] = free_ring[ring_base + seq_ring + i]      for the booked pages
     ref_count += 1                                  for the prefix hits, or the parent's full pages
     copy_source, copy_target            for the page of the parent behind those, into a booked one
-    input_ids, positions, slot_mapping                                    for the granted tokens
+    input_ids, positions, slot_mapping      for the granted tokens; draft tokens behind known ones
 
 Of the pages a row begins with, those that are published count as published by it. Behind them a
 parent may have full pages that it could not publish yet: whoever of its holders can will do so.
+
+Positions count all tokens. Where compression has dropped pages, those behind stand so many places
+further in front in the block table.
 
 Programs stride over the sequences of the batch. Reference counts of shared pages are the only
 memory two programs touch, by additions that commute, so the result does not depend on their order.
@@ -16,7 +19,15 @@ import torch
 import triton
 import triton.language as tl
 
-from paged.kernels.control.columns import NUM_CACHED, NUM_PUBLISHED, PARENT, STEP
+from paged.kernels.control.columns import (
+    NUM_CACHED,
+    NUM_DROPPED,
+    NUM_PUBLISHED,
+    PARENT,
+    STEP,
+    TOTAL_LEN,
+)  # fmt: skip
+from paged.kernels.control.stage import stage
 from paged.kernels.launch import interpreted
 
 
@@ -25,9 +36,10 @@ def _prepare_kernel(
     columns, counters, token_ids, block_table, canonical, chain_serial, free_ring, ref_count,
     last_used, hits, serial, parent_serial, counts, ring_base, seq_slots, seq_start, seq_held,
     seq_hits, seq_pages, seq_ring, seq_copy, copy_source, copy_target, cu_seqlens_q, batch_table,
-    input_ids, positions, slot_mapping,
+    draft_tokens, input_ids, positions, slot_mapping,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, MAX_PAGES: tl.constexpr,
-    RING: tl.constexpr, PAGE_SIZE: tl.constexpr, TILE: tl.constexpr,
+    RING: tl.constexpr, PAGE_SIZE: tl.constexpr, DRAFTS: tl.constexpr, COMPRESS: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
     step = tl.load(counters + STEP).to(tl.int32)
     lane = tl.arange(0, TILE)
@@ -82,6 +94,9 @@ def _prepare_kernel(
         begin = tl.load(cu_seqlens_q + seq)
         count = tl.load(cu_seqlens_q + seq + 1) - begin
         start = tl.load(seq_start + seq)
+        moved = table
+        if COMPRESS:
+            moved = table - tl.load(columns + NUM_DROPPED * R + slot)
         for first in range(0, count, TILE):
             offset = first + lane
             live = offset < count
@@ -89,7 +104,13 @@ def _prepare_kernel(
             token = tl.load(
                 token_ids + slot.to(tl.int64) * MAX_LEN_TOKENS + position, mask=live, other=0
             )
-            page = tl.load(table + position // PAGE_SIZE, mask=live, other=0)
+            if DRAFTS > 0:
+                behind = position - tl.load(columns + TOTAL_LEN * R + slot)
+                draft = tl.load(
+                    draft_tokens + seq * DRAFTS + behind, mask=live & (behind >= 0), other=0
+                )
+                token = tl.where(behind >= 0, draft, token)
+            page = tl.load(moved + position // PAGE_SIZE, mask=live, other=0)
             tl.store(input_ids + begin + offset, token, mask=live)
             tl.store(positions + begin + offset, position, mask=live)
             tl.store(
@@ -99,20 +120,20 @@ def _prepare_kernel(
             )
 
 
+@stage
 def prepare(requests, pool, plan) -> None:
     """Carry out the page bookings of `plan` and write the model's inputs."""
-    if requests.stages is not None:
-        return requests.stages.prepare()
     sizes = requests.sizes
     _prepare_kernel[(1 if interpreted() else sizes.max_num_seqs,)](
         requests.columns, pool.counters, requests.token_ids, requests.block_table,
         requests.canonical, requests.chain_serial, pool.free_ring, pool.ref_count, pool.last_used,
         pool.hits, pool.serial, pool.parent_serial, plan.counts, plan.ring_base, plan.seq_slots,
         plan.seq_start, plan.seq_held, plan.seq_hits, plan.seq_pages, plan.seq_ring, plan.seq_copy,
-        plan.copy_source, plan.copy_target, plan.cu_seqlens_q, plan.block_table, plan.input_ids,
-        plan.positions, plan.slot_mapping,
+        plan.copy_source, plan.copy_target, plan.cu_seqlens_q, plan.block_table, plan.draft_tokens,
+        plan.input_ids, plan.positions, plan.slot_mapping,
         R=sizes.num_slots, MAX_LEN_TOKENS=sizes.max_model_len, MAX_PAGES=sizes.max_pages_per_seq,
         RING=pool.free_ring.shape[0], PAGE_SIZE=sizes.page_size,
+        DRAFTS=sizes.num_draft_tokens, COMPRESS=requests.page_budget is not None,
         TILE=1024 if interpreted() else 256,
     )  # fmt: skip
 
@@ -151,7 +172,11 @@ def prepare_ref(requests, pool, plan) -> None:
         plan.block_table[seq, :total] = requests.block_table[slot, :total]
         begin, end = plan.cu_seqlens_q[seq : seq + 2].tolist()
         position = torch.arange(end - begin, device=plan.positions.device) + plan.seq_start[seq]
-        page = requests.block_table[slot, position // sizes.page_size].long()
-        plan.input_ids[begin:end] = requests.token_ids[slot, position]
+        index = position // sizes.page_size - requests.num_dropped[slot]
+        page = requests.block_table[slot, index].long()
+        known = int(requests.total_len[slot]) - int(plan.seq_start[seq])
+        plan.input_ids[begin:end][:known] = requests.token_ids[slot, position[:known]]
+        if end - begin > known:
+            plan.input_ids[begin + known : end] = plan.draft_tokens[seq, : end - begin - known]
         plan.positions[begin:end] = position.to(torch.int32)
         plan.slot_mapping[begin:end] = page * sizes.page_size + position % sizes.page_size

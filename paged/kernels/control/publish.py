@@ -14,6 +14,9 @@ A page that several rows hold (see prepare.py) has one key, so one of them enter
 find it there. One that another of them entered behind a page that has been evicted since cannot
 enter again: the row publishes nothing more.
 
+A row that compression has taken pages from publishes nothing more: its keys and values depend on
+what was dropped.
+
 A canonical page that is not the row's own may be evicted under it. Its id can then name anything,
 so a row whose last canonical page no longer has its serial publishes nothing more.
 """
@@ -26,6 +29,7 @@ from paged.kernels.control.columns import (
     BEAM_WIDTH,
     BUCKET_WAYS,
     NUM_COMPUTED,
+    NUM_DROPPED,
     NUM_HASHED,
     NUM_PUBLISHED,
     PROMPT_LEN,
@@ -34,6 +38,7 @@ from paged.kernels.control.columns import (
 from paged.kernels.control.hashing import mix, mix_ref
 from paged.kernels.control.lookup import tile_pages
 from paged.kernels.control.prefix import bucket_of, find_chain_ref, find_pages
+from paged.kernels.control.stage import stage
 from paged.kernels.launch import interpreted
 
 
@@ -52,6 +57,7 @@ def _new_pages(
     behind = begin > 0
     last = tl.load(canonical + slot.to(tl.int64) * MAX_PAGES + begin - 1, mask=behind, other=0)
     lost = behind & (tl.load(serial + last) != tl.load(chain_serial + slot))
+    lost = lost | (tl.load(columns + NUM_DROPPED * R + slot) > 0)
     return begin, tl.where(lost, begin, end)
 
 
@@ -180,10 +186,9 @@ def _publish_kernel(
         tl.store(columns + NUM_HASHED * R + slot, tl.maximum(end, hashed))
 
 
+@stage
 def publish(requests, pool, plan) -> None:
     """Publish the new full pages of the rows that `update` listed."""
-    if requests.stages is not None:
-        return requests.stages.publish()
     sizes = requests.sizes
     grid = (1 if interpreted() else min(sizes.num_slots, 256),)
     shape = {
@@ -218,6 +223,7 @@ def publish_ref(requests, pool, plan) -> None:
         ) // size
         last = int(requests.canonical[slot, begin - 1])
         lost = begin > 0 and int(pool.serial[last]) != int(requests.chain_serial[slot])
+        lost = lost or int(requests.num_dropped[slot]) > 0
         pages.append(range(begin, begin if lost else end))
 
     def bucket(slot: int, page: int) -> int:

@@ -8,7 +8,7 @@ with nothing computed.
 Closing the step writes the header of its entry in the event ring and advances the step counter.
 Header words carry the step's tag in their top 16 bits and a 48-bit value: number of events,
 tokens, sequences, free pages, cached pages, shortfall, running rows, waiting rows, preempted,
-admitted, published rows.
+admitted, published rows, draft tokens, accepted ones.
 """
 
 import triton
@@ -20,6 +20,7 @@ from paged.kernels.control.columns import (
     HEAD,
     NUM_CACHED,
     NUM_COMPUTED,
+    NUM_DROPPED,
     NUM_PAGES,
     NUM_PREEMPTIONS,
     NUM_PUBLISHED,
@@ -31,12 +32,32 @@ from paged.kernels.control.columns import (
     TAIL,
     WAITING,
 )  # fmt: skip
+from paged.kernels.control.stage import stage
 from paged.kernels.control.update import Events, EventWriter, slots_of
 
 HEADER_FIELDS = (
     "num_events", "num_tokens", "num_seqs", "free_pages", "cached_pages", "shortfall",
     "num_running", "num_waiting", "num_preempted", "num_admitted", "num_published_rows",
+    "num_draft_tokens", "num_accepted_tokens",
 )  # fmt: skip
+
+
+@triton.jit
+def let_go(
+    page, mine, tail, cached, step, free_ring, ref_count, last_used, serial, RING: tl.constexpr
+):
+    """One holder less of every page [P] in `mine`: after the last it is cached if it was published,
+    else free. Returns the ring's tail and the count of cached pages; no page may be there twice."""
+    holders = tl.load(ref_count + page, mask=mine, other=0) - 1
+    tl.store(ref_count + page, holders, mask=mine)
+    published = tl.load(serial + page, mask=mine, other=0) > 0
+    idle = mine & (holders == 0)
+    tl.store(last_used + page, step.to(tl.int32), mask=idle & published)
+    cached += tl.sum((idle & published).to(tl.int64), axis=0)
+    freed = (idle & ~published).to(tl.int64)
+    at = (tail + tl.cumsum(freed, axis=0) - freed) % RING
+    tl.store(free_ring + at, page, mask=freed != 0)
+    return tail + tl.sum(freed, axis=0), cached
 
 
 @triton.jit
@@ -65,22 +86,16 @@ def _release_kernel(
             page = tl.load(
                 block_table + row.to(tl.int64) * MAX_PAGES + first + lane, mask=mine, other=0
             )
-            holders = tl.load(ref_count + page, mask=mine, other=0) - 1
-            tl.store(ref_count + page, holders, mask=mine)
-            published = tl.load(serial + page, mask=mine, other=0) > 0
-            idle = mine & (holders == 0)
-            tl.store(last_used + page, step.to(tl.int32), mask=idle & published)
-            cached += tl.sum((idle & published).to(tl.int64), axis=0)
-            freed = (idle & ~published).to(tl.int64)
-            at = (tail + tl.cumsum(freed, axis=0) - freed) % RING
-            tl.store(free_ring + at, page, mask=freed != 0)
-            tail += tl.sum(freed, axis=0)
+            tail, cached = let_go(
+                page, mine, tail, cached, step, free_ring, ref_count, last_used, serial, RING
+            )
             tl.debug_barrier()  # the next row may hold the same pages
     preempted = live & (status == PREEMPTED)
     times = tl.load(columns + NUM_PREEMPTIONS * R + slot, mask=preempted, other=0)
     tl.store(columns + NUM_PREEMPTIONS * R + slot, times + 1, mask=preempted)
     tl.store(columns + NUM_COMPUTED * R + slot, 0, mask=preempted)
     tl.store(columns + NUM_PUBLISHED * R + slot, 0, mask=preempted)
+    tl.store(columns + NUM_DROPPED * R + slot, 0, mask=preempted)
     tl.store(columns + NUM_PAGES * R + slot, 0, mask=leaves != 0)
     tl.store(columns + STATUS * R + slot, tl.where(preempted, WAITING, FREE), mask=leaves != 0)
     tl.store(counters + TAIL, tail)
@@ -101,13 +116,14 @@ def _release_kernel(
     tl.store(header + 8, tag | tl.load(counts + 4).to(tl.int64))
     tl.store(header + 9, tag | tl.load(counts + 5).to(tl.int64))
     tl.store(header + 10, tag | tl.load(counts + 3).to(tl.int64))
+    tl.store(header + 11, tag | tl.load(counts + 10).to(tl.int64))
+    tl.store(header + 12, tag | tl.load(counts + 11).to(tl.int64))
     tl.store(counters + STEP, step + 1)
 
 
+@stage
 def release(requests, pool, plan, events: Events) -> None:
     """Release the rows that ended or were preempted, and close the step."""
-    if requests.stages is not None:
-        return requests.stages.release(events)
     sizes = requests.sizes
     depth, width = events.words.shape
     lanes = triton.next_power_of_2(sizes.num_slots)
@@ -147,6 +163,7 @@ def release_ref(requests, pool, plan, events: Events) -> None:
         requests.status[slot] = WAITING.value
         requests.num_preemptions[slot] += 1
         requests.num_computed_tokens[slot] = requests.num_published[slot] = 0
+        requests.num_dropped[slot] = 0
 
     writer = EventWriter(events, step)
     values = {
@@ -161,6 +178,8 @@ def release_ref(requests, pool, plan, events: Events) -> None:
         "num_preempted": plan.num_preempted,
         "num_admitted": plan.num_admitted,
         "num_published_rows": plan.num_published_rows,
+        "num_draft_tokens": plan.num_draft_tokens,
+        "num_accepted_tokens": plan.num_accepted_tokens,
     }
     for index, name in enumerate(HEADER_FIELDS):
         writer.entry[index] = writer.word(int(values[name]))

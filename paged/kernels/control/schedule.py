@@ -27,11 +27,16 @@ here, before the forward, so a step cannot run out of pages. What is wanted beyo
 goes to the counter SHORTFALL, which the host answers with maintenance (evict.py).
 
 `RESERVE(prompt_len, total_len, max_len) -> tokens to hold pages for` is the allocator's policy.
+
+With compression (compress.py) held_i counts the pages that were dropped too, a waiting row demands
+its peak, and a row stops where pages may be dropped: at the end of its prompt, then wherever a page
+is full. So one that computes its output again, after a preemption, drops the same pages again.
 """
 
 import triton
 import triton.language as tl
 
+from paged.kernels.control.budget import peak_pages
 from paged.kernels.control.columns import (
     ADMITTED,
     BEAM_INDEX,
@@ -43,6 +48,7 @@ from paged.kernels.control.columns import (
     MAX_LEN,
     NUM_CACHED,
     NUM_COMPUTED,
+    NUM_DROPPED,
     NUM_FORKS,
     NUM_PAGES,
     PARENT,
@@ -57,6 +63,7 @@ from paged.kernels.control.columns import (
     TOTAL_LEN,
     WAITING,
 )  # fmt: skip
+from paged.kernels.control.stage import stage
 
 
 @triton.jit
@@ -79,7 +86,8 @@ def _schedule_kernel(
     budget, chunk, watermark,
     RESERVE: tl.constexpr, R: tl.constexpr, S: tl.constexpr, MAX_NUM_SEQS: tl.constexpr,
     MAX_MODEL_LEN: tl.constexpr, PAGE_SIZE: tl.constexpr, STATIC_BATCH: tl.constexpr,
-    BEAMS: tl.constexpr, LANES: tl.constexpr,
+    BEAMS: tl.constexpr, COMPRESS: tl.constexpr, BUDGET_PAGES: tl.constexpr,
+    BUDGET_SHARE: tl.constexpr, PROTECTED: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     lane = tl.arange(0, LANES)
     live = lane < R
@@ -119,11 +127,21 @@ def _schedule_kernel(
     held_back = (mask_len > 0) & (mask_len != total)
     want = tl.minimum(total - start - pauses.to(tl.int32), chunk)
     want = tl.where(active & ~held_back, want, 0)
+    dropped = tl.zeros_like(start)
+    if COMPRESS:
+        dropped = tl.load(columns + NUM_DROPPED * R + slot, mask=running, other=0)
+        page_end = (start // PAGE_SIZE + 1) * PAGE_SIZE
+        stop = tl.where(start < prompt_len, prompt_len, page_end)
+        want = tl.minimum(want, stop - start)
     reserve = tl.minimum(RESERVE(prompt_len, total, max_len), MAX_MODEL_LEN)
     hits = cached // PAGE_SIZE
-    held_or_hit = tl.where(running, held, hits)
+    held_or_hit = tl.where(running, held + dropped, hits)
     length = tl.maximum(tl.where(running, start + want, total), reserve)
-    demand = tl.maximum((length + PAGE_SIZE - 1) // PAGE_SIZE - held_or_hit, 0) + idle_hits
+    needed = (length + PAGE_SIZE - 1) // PAGE_SIZE
+    if COMPRESS:
+        peak = peak_pages(prompt_len, total, PAGE_SIZE, BUDGET_PAGES, BUDGET_SHARE, PROTECTED)
+        needed = tl.where(running, needed, peak)
+    demand = tl.maximum(needed - held_or_hit, 0) + idle_hits
     demand = tl.where(active, demand, 0)
 
     demand_incl = tl.cumsum(demand, axis=0)
@@ -172,7 +190,7 @@ def _schedule_kernel(
     tl.store(admitted_out + slot, (run & waiting).to(tl.int32), mask=live)
     tl.store(seq_slots + seq, slot, mask=run)
     tl.store(seq_start + seq, start, mask=run)
-    tl.store(seq_held + seq, held_or_hit, mask=run)
+    tl.store(seq_held + seq, held_or_hit - dropped, mask=run)
     tl.store(seq_hits + seq, tl.where(waiting, hits, 0), mask=run)
     tl.store(seq_pages + seq, pages, mask=run)
     tl.store(seq_ring + seq, tl.cumsum(pages, axis=0) - pages, mask=run)
@@ -180,7 +198,7 @@ def _schedule_kernel(
     copy = tl.cumsum(copies, axis=0) - copies
     tl.store(seq_copy + seq, tl.where(copies > 0, copy, -1), mask=run)
     tl.store(cu_seqlens_q + seq, tokens_incl - grant, mask=run)
-    tl.store(seq_lens + seq, start + grant, mask=run)
+    tl.store(seq_lens + seq, start + grant - dropped * PAGE_SIZE, mask=run)
     # Entries past the batch describe empty sequences, for kernels that read every row.
     tl.store(cu_seqlens_q + lane, num_tokens, mask=(lane >= num_seqs) & (lane <= S))
     tl.store(seq_lens + lane, 0, mask=(lane >= num_seqs) & (lane < S))
@@ -194,7 +212,7 @@ def _schedule_kernel(
     tl.store(columns + STATUS * R + slot, RUNNING, mask=admitted)
     tl.store(columns + ADMITTED * R + slot, turn, mask=admitted)
     tl.store(columns + NUM_COMPUTED * R + slot, cached, mask=admitted)
-    tl.store(columns + NUM_PAGES * R + slot, held_or_hit + pages, mask=run)
+    tl.store(columns + NUM_PAGES * R + slot, held_or_hit - dropped + pages, mask=run)
     tl.store(columns + STATUS * R + slot, PREEMPTED, mask=victim)
     num_admitted = tl.sum(admitted_int, axis=0)
     tl.store(counters + TICKET, ticket + num_admitted)
@@ -208,6 +226,7 @@ def _schedule_kernel(
     tl.store(counts + 8, tl.sum(copies, axis=0))
 
 
+@stage
 def schedule(
     requests, pool, plan, *, budget: int, chunk: int, watermark: int = 0, reserve=None,
     static_batch: bool = False,
@@ -222,12 +241,8 @@ def schedule(
             for computed tokens only.
         static_batch: admit only when no request runs, or samples of one that does.
     """
-    if requests.stages is not None:
-        return requests.stages.schedule(
-            budget=budget, chunk=chunk, watermark=watermark, reserve=reserve,
-            static_batch=static_batch,
-        )  # fmt: skip
     sizes = requests.sizes
+    kept = requests.page_budget
     lanes = triton.next_power_of_2(max(sizes.num_slots, sizes.max_num_seqs + 1))
     _schedule_kernel[(1,)](
         requests.columns, pool.counters, plan.order, plan.counts, plan.ring_base, plan.grant,
@@ -236,6 +251,9 @@ def schedule(
         plan.seq_lens, plan.sample_slots, plan.logits_indices, budget, chunk, watermark,
         RESERVE=reserve or _reserve_needed, R=sizes.num_slots, S=sizes.max_num_seqs,
         MAX_NUM_SEQS=sizes.max_num_seqs, MAX_MODEL_LEN=sizes.max_model_len,
-        PAGE_SIZE=sizes.page_size, STATIC_BATCH=static_batch, BEAMS=plan.beams, LANES=lanes,
+        PAGE_SIZE=sizes.page_size, STATIC_BATCH=static_batch, BEAMS=plan.beams,
+        COMPRESS=kept is not None, BUDGET_PAGES=kept.pages if kept else 0,
+        BUDGET_SHARE=kept.share if kept else 0,
+        PROTECTED=kept.protected(sizes.page_size) if kept else 0, LANES=lanes,
         num_warps=8 if lanes > 256 else 4,
     )  # fmt: skip

@@ -27,7 +27,8 @@ class _Lane:
     total: int
     want: int
     reserve: int
-    held: int  # live pages of its block table, or prefix hits to take
+    held: int  # pages of its block table and dropped ones, or prefix hits to take
+    dropped: int  # pages that compression has taken out of its block table
     demand: int
     forks: bool  # shares the prompt of another row
     group: int = -1  # of beams: the ticket of the first
@@ -59,14 +60,21 @@ def _lanes(requests, plan, chunk: int, reserve) -> list[_Lane]:
         room = 0
         if reserve is not None:
             room = int(reserve(int(requests.prompt_len[slot]), total, int(requests.max_len[slot])))
+        want = 0 if held_back else min(total - start - pauses, chunk)
+        budget, dropped = requests.page_budget, int(requests.num_dropped[slot]) if running else 0
+        if budget is not None:
+            prompt_len = int(requests.prompt_len[slot])
+            stop = prompt_len if start < prompt_len else (start // size + 1) * size
+            want = min(want, stop - start)
         lane = _Lane(
             slot=slot,
             running=running,
             start=start,
             total=total,
-            want=0 if held_back else min(total - start - pauses, chunk),
+            want=want,
             reserve=min(room, requests.sizes.max_model_len),
-            held=int(requests.num_pages[slot]) if running else cached // size,
+            held=int(requests.num_pages[slot]) + dropped if running else cached // size,
+            dropped=dropped,
             demand=0,
             forks=int(requests.parent[slot]) > 0,
             group=group if beam else -1,
@@ -74,6 +82,9 @@ def _lanes(requests, plan, chunk: int, reserve) -> list[_Lane]:
         )
         if running:
             lane.demand = lane.pages(start + lane.want, size)
+        elif budget is not None:
+            peak = budget.peak(prompt_len, total, size)
+            lane.demand = max(peak - lane.held, 0) + int(requests.idle_hits[slot])
         else:
             lane.demand = lane.pages(total, size) + int(requests.idle_hits[slot])
         lanes.append(lane)
@@ -103,7 +114,7 @@ def _keep_and_preempt(lanes: list[_Lane], avail: int, seats: int, watermark: int
     demand, num_kept = 0, 0
     for lane in lanes:
         demand += lane.demand
-        behind = sum(other.held for other in lanes[num_kept + 1 :] if other.running)
+        behind = sum(o.held - o.dropped for o in lanes[num_kept + 1 :] if o.running)
         spare = 0 if lane.running or lane.group >= 0 else watermark
         fits = demand + spare <= avail + behind and num_kept < seats
         if static and not (lane.running or lane.forks) and num_running:
@@ -118,7 +129,7 @@ def _keep_and_preempt(lanes: list[_Lane], avail: int, seats: int, watermark: int
     rest = [lane for lane in lanes[num_kept:] if lane.running]
     victims: list[_Lane] = []
     while rest and (
-        avail + sum(lane.held for lane in victims) < demand
+        avail + sum(lane.held - lane.dropped for lane in victims) < demand
         or num_running + joining - len(victims) > seats
     ):
         victims.append(rest.pop())
@@ -158,19 +169,21 @@ def schedule_ref(
         if lane.draws and drawn[lane.group] < int(requests.beam_width[slot]):
             continue
         plan.grant[slot] = grant
-        plan.seq_slots[seq], plan.seq_start[seq], plan.seq_held[seq] = slot, lane.start, lane.held
+        plan.seq_slots[seq], plan.seq_start[seq] = slot, lane.start
+        plan.seq_held[seq] = lane.held - lane.dropped
         plan.seq_hits[seq] = 0 if lane.running else lane.held
         plan.seq_pages[seq], plan.seq_ring[seq] = pages, booked
         copies = not lane.running and lane.start % sizes.page_size > 0
         plan.seq_copy[seq] = num_copies if copies else -1
         num_copies += copies
-        plan.cu_seqlens_q[seq], plan.seq_lens[seq] = tokens, lane.start + grant
+        gone = lane.dropped * sizes.page_size
+        plan.cu_seqlens_q[seq], plan.seq_lens[seq] = tokens, lane.start + grant - gone
         seq, booked, tokens = seq + 1, booked + pages, tokens + grant
         if lane.start + grant == lane.total:
             plan.slot_sample[slot], plan.sample_slots[sample] = sample, slot
             plan.logits_indices[sample] = tokens - 1
             sample += 1
-        requests.num_pages[slot] = lane.held + pages
+        requests.num_pages[slot] = lane.held - lane.dropped + pages
         if not lane.running:
             num_admitted += 1
             requests.status[slot] = RUNNING.value

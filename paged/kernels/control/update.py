@@ -11,6 +11,9 @@ Rows that are beams do not end by a token: beam_select.py ends their group and l
 that have ended, each with the beam it was. `beam` says which beam's sequence a token was appended
 to; its float is the sum of the sequence's log-probabilities.
 
+A sequence whose drafts were right (drafts.py) has several tokens: the accepted ones, which its row
+holds already, come in front of the one drawn behind them.
+
 A drawn token below 0 says the row's logits held NaN: the request ends with an error, the token is
 not appended, and its pages are not published.
 """
@@ -30,6 +33,7 @@ from paged.kernels.control.columns import (
     MAX_LEN,
     MIN_LEN,
     NUM_COMPUTED,
+    NUM_DROPPED,
     NUM_PUBLISHED,
     NUM_STOP_IDS,
     PREEMPTED,
@@ -42,6 +46,7 @@ from paged.kernels.control.columns import (
     STEP,
     TOTAL_LEN,
 )  # fmt: skip
+from paged.kernels.control.stage import stage
 
 EVENT_ADMITTED = tl.constexpr(1)  # value: tokens taken from the prefix cache
 EVENT_PREEMPTED = tl.constexpr(2)  # value: tokens whose KV is dropped
@@ -50,7 +55,7 @@ EVENT_END = tl.constexpr(4)  # value: finish reason
 EVENT_SEQUENCE = tl.constexpr(5)  # value: last token; word 1: sum of log-probabilities
 
 HEADER_WORDS = tl.constexpr(16)  # written by `release`, see there
-EVENTS_PER_SLOT = 4  # admitted, token, end and sequence in one step
+EVENTS_PER_SLOT = 4  # admitted, token, end and sequence in one step; with drafts more tokens
 
 
 class Events(NamedTuple):
@@ -59,9 +64,18 @@ class Events(NamedTuple):
     words: torch.Tensor
 
 
-def event_words(num_slots: int) -> int:
+def event_words(num_slots: int, num_draft_tokens: int = 0) -> int:
     """Words of one step's entry in the ring."""
-    return HEADER_WORDS.value + 2 * EVENTS_PER_SLOT * num_slots
+    return HEADER_WORDS.value + 2 * (EVENTS_PER_SLOT + num_draft_tokens) * num_slots
+
+
+@triton.jit
+def _write(entry, tag, index, happened, kind, slot, value, extra):
+    """Write events of one kind to their places."""
+    word = tag | (kind << 44) | (slot.to(tl.int64) << 24) | (value.to(tl.int64) & 0xFFFFFF)
+    at = entry + HEADER_WORDS + 2 * index
+    tl.store(at, word, mask=happened)
+    tl.store(at + 1, tag | (extra & 0xFFFFFFFFFFFF), mask=happened)
 
 
 @triton.jit
@@ -69,20 +83,39 @@ def _emit(entry, tag, base, happened, kind, slot, value, extra):
     """Write the events of one kind after `base` others; returns how many there are now."""
     count = happened.to(tl.int32)
     index = base + tl.cumsum(count, axis=0) - count
-    word = tag | (kind << 44) | (slot.to(tl.int64) << 24) | (value.to(tl.int64) & 0xFFFFFF)
-    at = entry + HEADER_WORDS + 2 * index
-    tl.store(at, word, mask=happened)
-    tl.store(at + 1, tag | (extra & 0xFFFFFFFFFFFF), mask=happened)
+    _write(entry, tag, index, happened, kind, slot, value, extra)
+    return base + tl.sum(count, axis=0)
+
+
+@triton.jit
+def _emit_drafted(
+    entry, tag, base, drew, slot, token, bits, accepted, sample, sampled_tokens, sampled_logprobs,
+    DRAFTS: tl.constexpr,
+):  # fmt: skip
+    """Write the accepted tokens of each slot, and the drawn one behind them, after `base` events.
+
+    The last accepted token is that of the row in front of the drawn one's, `sample`.
+    """
+    count = accepted + drew.to(tl.int32)
+    index = base + tl.cumsum(count, axis=0) - count
+    for place in tl.static_range(DRAFTS):
+        there = place < accepted
+        row = sample - accepted + place
+        before = tl.load(sampled_tokens + row, mask=there, other=0)
+        logprob = tl.load(sampled_logprobs + row, mask=there, other=0.0)
+        extra = logprob.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+        _write(entry, tag, index + place, there, 3, slot, before, extra)
+    _write(entry, tag, index + accepted, drew, 3, slot, token, bits)
     return base + tl.sum(count, axis=0)
 
 
 @triton.jit
 def _update_kernel(
     columns, counters, token_ids, stop_ids, grant, admitted, slot_sample, sampled_tokens,
-    sampled_logprobs, beam_source, ended_source, ended_token, ended_score, counts, published_slots,
-    events,
+    sampled_logprobs, num_accepted, beam_source, ended_source, ended_token, ended_score, counts,
+    published_slots, events,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, PAGE_SIZE: tl.constexpr, DEPTH: tl.constexpr,
-    EVENT_WORDS: tl.constexpr, BEAMS: tl.constexpr, LANES: tl.constexpr,
+    EVENT_WORDS: tl.constexpr, BEAMS: tl.constexpr, DRAFTS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     slot = tl.arange(0, LANES)
     live = slot < R
@@ -123,7 +156,8 @@ def _update_kernel(
     published = tl.load(columns + NUM_PUBLISHED * R + slot, mask=live, other=0)
     prompt_len = tl.load(columns + PROMPT_LEN * R + slot, mask=live, other=0)
     lasting = tl.where(beam, tl.minimum(computed_now, prompt_len), computed_now)
-    publishes = (drew & (lasting // PAGE_SIZE > published)).to(tl.int32)
+    whole = tl.load(columns + NUM_DROPPED * R + slot, mask=live, other=0) == 0
+    publishes = (drew & whole & (lasting // PAGE_SIZE > published)).to(tl.int32)
     tl.store(published_slots + tl.cumsum(publishes, axis=0) - publishes, slot, mask=publishes != 0)
     tl.store(counts + 3, tl.sum(publishes, axis=0))
 
@@ -141,7 +175,14 @@ def _update_kernel(
         parent = tl.load(columns + BEAM_INDEX * R + source, mask=source >= 0, other=0)
         bits = bits | (parent.to(tl.int64) << 32)
         tl.store(beam_source + slot, -1, mask=live)
-    count = _emit(entry, tag, count, drew, 3, slot, token, bits)
+    if DRAFTS > 0:
+        accepted = tl.load(num_accepted + slot, mask=running & (sample >= 0), other=0)
+        count = _emit_drafted(
+            entry, tag, count, drew, slot, token, bits, accepted, sample, sampled_tokens,
+            sampled_logprobs, DRAFTS,
+        )  # fmt: skip
+    else:
+        count = _emit(entry, tag, count, drew, 3, slot, token, bits)
     count = _emit(entry, tag, count, ended | aborted, 4, slot, reason, nothing)
     if BEAMS:
         source = tl.load(ended_source + slot, mask=live, other=-1)
@@ -153,21 +194,20 @@ def _update_kernel(
     tl.store(counts + 7, count)
 
 
+@stage
 def update(requests, pool, plan, events: Events) -> None:
     """Advance every row by what this step computed and drew."""
-    if requests.stages is not None:
-        return requests.stages.update(events)
     sizes = requests.sizes
     depth, width = events.words.shape
     lanes = triton.next_power_of_2(sizes.num_slots)
     _update_kernel[(1,)](
         requests.columns, pool.counters, requests.token_ids, requests.stop_ids, plan.grant,
         plan.admitted, plan.slot_sample, plan.sampled_tokens, plan.sampled_logprobs,
-        plan.beam_source, plan.ended_source, plan.ended_token, plan.ended_score, plan.counts,
-        plan.published_slots, events.words,
+        plan.num_accepted, plan.beam_source, plan.ended_source, plan.ended_token, plan.ended_score,
+        plan.counts, plan.published_slots, events.words,
         R=sizes.num_slots, MAX_LEN_TOKENS=sizes.max_model_len, PAGE_SIZE=sizes.page_size,
-        DEPTH=depth, EVENT_WORDS=width, BEAMS=plan.beams, LANES=lanes,
-        num_warps=8 if lanes > 256 else 4,
+        DEPTH=depth, EVENT_WORDS=width, BEAMS=plan.beams, DRAFTS=sizes.num_draft_tokens,
+        LANES=lanes, num_warps=8 if lanes > 256 else 4,
     )  # fmt: skip
 
 
@@ -197,28 +237,31 @@ def update_ref(requests, pool, plan, events: Events) -> None:
     tokens: list[tuple[int, int, int, int]] = []
     ends = [(s, int(requests.finish_reason[s])) for s in slots_of(requests, FINISHED.value)]
     preempted = slots_of(requests, PREEMPTED.value)
-    published_rows = 0
+    published_rows, logprob_bits = 0, plan.sampled_logprobs.view(torch.int32).tolist()
     for slot in slots_of(requests, RUNNING.value):
         requests.num_computed_tokens[slot] += plan.grant[slot]
         sample = int(plan.slot_sample[slot])
         if sample < 0:
             continue
+        accepted = int(plan.num_accepted[slot]) if requests.sizes.num_draft_tokens else 0
+        for row in range(sample - accepted, sample):
+            tokens.append((slot, int(plan.sampled_tokens[row]), logprob_bits[row], 0))
         token, total = int(plan.sampled_tokens[sample]), int(requests.total_len[slot])
         if token < 0:
             reason = REASON_ERROR.value
         else:
             requests.token_ids[slot, total] = token
             requests.total_len[slot] = total + 1
-            bits = int(plan.sampled_logprobs[sample].view(torch.int32))
             beam = int(requests.beam_width[slot]) > 0
             source = int(plan.beam_source[slot])
             origin = int(requests.beam_index[source]) if beam and source >= 0 else 0
-            tokens.append((slot, token, bits, origin))
+            tokens.append((slot, token, logprob_bits[sample], origin))
             lasting = int(requests.num_computed_tokens[slot])
             if beam:
                 lasting = min(lasting, int(requests.prompt_len[slot]))
             full_pages = lasting // page_size
-            if full_pages > int(requests.num_published[slot]):
+            whole = int(requests.num_dropped[slot]) == 0
+            if whole and full_pages > int(requests.num_published[slot]):
                 plan.published_slots[published_rows] = slot
                 published_rows += 1
             may_stop = total >= int(requests.min_len[slot]) and not beam

@@ -1,8 +1,9 @@
 """The control plane's stages on the host, for a state on the CPU.
 
-Set as `stages` of a request table and its page pool, it does what the launchers of
-`paged.kernels.control` are asked to do to them: so schedulers, allocators and eviction policies run
-as they are.
+Set as `stages` of a request table and its page pool, it does what the stages of
+`paged.kernels.control` are asked to do to them (see `stage.py` there): so schedulers, allocators
+and eviction policies run as they are. A stage has the arguments of its launcher; the tables among
+them are those that were given to HostStages.
 """
 
 from collections.abc import Callable
@@ -43,18 +44,18 @@ class HostStages:
     def __init__(
         self, requests: RequestTable, pool: PagePool, plan: StepPlan, *, inputs: bool = False
     ) -> None:
-        self.tables = (requests, pool, plan)
         self.sizes, self.inputs = requests.sizes, inputs
         self.requests, self.pool = numpy_views(requests), numpy_views(pool)
         self.plan = numpy_views(plan)
         self.waiting = WaitingRows(self.requests, self.pool, self.sizes)
+        self.order_of_rows = scheduling.OrderOfRows(self.requests, self.plan)
         self.needs_triton: set[Any] = set()  # policies that need Triton's interpreter
         self._known_arrays: dict[int, tuple[Any, Any]] = {}
         columns = {n: lanes(getattr(self.requests, n)) for n in Row._fields if n != "running"}
         self._columns = Row(running=None, **columns)
         requests.stages = pool.stages = self
 
-    def ingest(self, commands: Any) -> None:
+    def ingest(self, _requests: Any, _pool: Any, commands: Any, _num_commands: int) -> None:
         arrays = self._arrays(commands)
         rows.apply_commands(self.requests, self.pool, arrays, self.sizes.page_size)
 
@@ -72,19 +73,22 @@ class HostStages:
         slots = plan.sample_slots[: int(plan.counts[2])]
         plan.sampled_tokens[: len(slots)] = requests.token_ids[slots, requests.total_len[slots]]
 
-    def lookup(self) -> None:
+    def lookup(self, *_tables: Any) -> None:
         self.waiting.lookup()
 
-    def order(self, rank: Callable | None, args: tuple, preemptive: bool) -> None:
+    def order(
+        self, requests: Any, pool: Any, plan: Any, rank: Callable | None = None, args: tuple = (),
+        preemptive: bool = False,
+    ) -> None:  # fmt: skip
         keys = None
         if rank is not None:
             keys = self._lanes_of(rank, self._row(), args, self.sizes.num_slots)
             if keys is None:
-                self._by_kernel(order, *self.tables, rank, args, preemptive)
+                order.__wrapped__(requests, pool, plan, rank, args, preemptive)
                 return
-        scheduling.order_rows(self.requests, self.plan, keys, preemptive)
+        self.order_of_rows.write(keys, preemptive)
 
-    def schedule(self, *, reserve: Callable | None, **knobs: Any) -> None:
+    def schedule(self, *_tables: Any, reserve: Callable | None = None, **knobs: Any) -> None:
         function = reserve
         if is_kernel_function(reserve):
             translated = on_lanes(reserve)
@@ -97,7 +101,7 @@ class HostStages:
             self.requests, self.pool, self.plan, self.sizes, reserve=function, **knobs
         )
 
-    def prepare(self) -> None:
+    def prepare(self, *_tables: Any) -> None:
         num_seqs = int(self.plan.counts[1])
         woken = pages.book_pages(self.requests, self.pool, self.plan, num_seqs)
         if len(woken):
@@ -105,18 +109,18 @@ class HostStages:
         if self.inputs:
             pages.lay_out_inputs(self.requests, self.plan, num_seqs, self.sizes.page_size)
 
-    def update(self, events: Any) -> None:
+    def update(self, _requests: Any, _pool: Any, _plan: Any, events: Any) -> None:
         words = self._arrays(events).words
         rows.advance_rows(self.requests, self.pool, self.plan, words, self.sizes.page_size)
 
-    def publish(self) -> None:
+    def publish(self, *_tables: Any) -> None:
         if self.plan.counts[3] == 0:
             return
         entered = publishing.publish_pages(self.requests, self.pool, self.plan, self.sizes)
         if len(entered):
             self.waiting.published(entered)
 
-    def release(self, events: Any) -> None:
+    def release(self, _requests: Any, _pool: Any, _plan: Any, events: Any) -> None:
         status, counters = self.requests.status, self.pool.counters
         leaving = ((status == IS_FINISHED) | (status == IS_PREEMPTED)).nonzero()[0]
         if len(leaving):
@@ -128,18 +132,20 @@ class HostStages:
             counts[7], counts[0], counts[1], int(counters[AT_TAIL] - counters[AT_HEAD]),
             int(counters[AT_CACHED]), int(counters[AT_SHORTFALL]),
             np.count_nonzero(status == IS_RUNNING), np.count_nonzero(status == IS_WAITING),
-            counts[4], counts[5], counts[3],
+            counts[4], counts[5], counts[3], counts[10], counts[11],
         )  # fmt: skip
         words = self._arrays(events).words
         words[step % len(words), : len(header)] = np.array(header) | rows.step_tag(step)
         counters[AT_STEP] += 1
 
-    def evict(self, low_water: int, score: Callable | None, args: tuple) -> None:
+    def evict(
+        self, pool: PagePool, low_water: int, score: Callable | None = None, args: tuple = ()
+    ) -> None:
         if score is not None:
             scores = self._lanes_of(score, self._page(), args, self.sizes.num_pages)
             if scores is None:
                 before = self.pool.serial > 0
-                self._by_kernel(evict, self.tables[1], low_water, score, args)
+                evict.__wrapped__(pool, low_water, score, args)
                 self.waiting.evicted((before & (self.pool.serial == 0)).nonzero()[0])
                 return
             self.pool.score[:] = scores
@@ -172,12 +178,3 @@ class HostStages:
                 ) from error
             self.needs_triton.add(function)
             return None
-
-    def _by_kernel(self, launcher: Callable, *arguments: Any) -> None:
-        """Run the kernel itself, in the interpreter."""
-        requests, pool, _ = self.tables
-        requests.stages = pool.stages = None
-        try:
-            launcher(*arguments)
-        finally:
-            requests.stages = pool.stages = self

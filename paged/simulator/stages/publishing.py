@@ -10,6 +10,7 @@ from paged.simulator.stages.views import AT_STEP, bucket_of, leading, mix, range
 from paged.state import Sizes
 
 WAYS = BUCKET_WAYS.value
+EVERY_WAY = np.arange(WAYS)
 TICKETS = 0xFFFFFFFF
 
 
@@ -18,40 +19,59 @@ def find_pages(
 ) -> np.ndarray:
     """[P] the newest page published under `key` whose tokens are those of page `page` of row
     `slot`, or -1."""
-    num_buckets = len(pool.claims)
-    entry = bucket_of(key, num_buckets)[:, None] * WAYS + np.arange(WAYS)
-    match = (pool.table_hash[entry] == key[:, None]) & (pool.table_page[entry] >= 0)
+    entry = _entries(pool, bucket_of(key, len(pool.claims)))
+    there = pool.table_page[entry]
+    return _newest(requests, pool, slot, page, key, entry, there, page_size)
+
+
+def _entries(pool: Any, bucket: np.ndarray) -> np.ndarray:
+    """[P, WAYS] the entries of each bucket of the prefix table."""
+    return bucket[:, None] * WAYS + EVERY_WAY
+
+
+def _newest(
+    requests: Any, pool: Any, slot: np.ndarray, page: np.ndarray, key: np.ndarray,
+    entry: np.ndarray, there: np.ndarray, page_size: int,
+) -> np.ndarray:  # fmt: skip
+    """`find_pages`, given the entries [P, WAYS] of the keys' buckets and the pages there."""
     found = np.full(len(key), -1, np.int64)
-    at = (match.any(axis=1)).nonzero()[0]
-    if len(at) == 0:
+    match = (pool.table_hash[entry] == key[:, None]) & (there >= 0)
+    if not match.any():
         return found
-    candidate = np.where(match[at], pool.table_page[entry[at]], -1)
+    at = (match.any(axis=1)).nonzero()[0]
+    candidate = np.where(match[at], there[at], -1)
     serial = np.where(candidate >= 0, pool.serial[candidate], 0)
     newest = candidate[np.arange(len(at)), serial.argmax(axis=1)]
-    tokens = requests.token_ids[
-        slot[at][:, None], page[at][:, None] * page_size + np.arange(page_size)
-    ]
-    same = (pool.page_tokens[newest] == tokens).all(axis=1)
+    same = (pool.page_tokens[newest] == _tokens(requests, slot[at], page[at], page_size)).all(1)
     found[at] = np.where(same, newest, -1)
     return found
+
+
+def _tokens(requests: Any, slot: np.ndarray, page: np.ndarray, page_size: int) -> np.ndarray:
+    """[P, page_size] the tokens of page `page` of row `slot`."""
+    return requests.token_ids[slot[:, None], page[:, None] * page_size + np.arange(page_size)]
 
 
 def extend_hashes(
     requests: Any, slot: np.ndarray, begin: np.ndarray, end: np.ndarray, page_size: int
 ) -> None:
-    """Write the prefix hashes of pages [begin, end) of each row."""
-    owner, index = ranges(np.maximum(end - begin, 0))
-    if len(owner) == 0:
+    """Write the prefix hashes of pages [begin, end) of each row, and `num_hashed`."""
+    new = begin < end
+    if not new.any():
         return
+    slot, begin, end = slot[new], begin[new], end[new]
+    requests.num_hashed[slot] = end
+    owner, index = ranges(end - begin)
     rows, page = slot[owner], begin[owner] + index
     position = page[:, None] * page_size + np.arange(page_size)
-    word = mix(requests.token_ids[rows[:, None], position], position).sum(axis=1)
-    sums = word.cumsum()
-    starts = np.arange(len(owner)) - index
-    before = np.where(starts > 0, sums[starts - 1], 0)
-    first = begin[owner]
-    prefix = np.where(first > 0, requests.page_hash[rows, first - 1], 0)
-    requests.page_hash[rows, page] = prefix + (sums - before)
+    hashes = mix(requests.token_ids[rows[:, None], position], position).sum(axis=1)
+    if len(owner) > len(slot):
+        sums = hashes.cumsum()
+        starts = np.arange(len(owner)) - index
+        hashes = sums - np.where(starts > 0, sums[starts - 1], 0)
+    before = requests.page_hash[slot, begin - 1]
+    before[begin == 0] = 0
+    requests.page_hash[rows, page] = hashes + before[owner]
 
 
 def publish_pages(requests: Any, pool: Any, plan: Any, sizes: Sizes) -> np.ndarray:
@@ -60,12 +80,11 @@ def publish_pages(requests: Any, pool: Any, plan: Any, sizes: Sizes) -> np.ndarr
     slots = plan.published_slots[: int(plan.counts[3])]
     begin = requests.num_published[slots]
     end = requests.num_computed_tokens[slots] // page_size
-    last = np.where(begin > 0, requests.canonical[slots, begin - 1], 0)
+    last = requests.canonical[slots, begin - 1]
     lost = (begin > 0) & (pool.serial[last] != requests.chain_serial[slots])
-    end = np.where(lost, begin, end)
-    hashed = requests.num_hashed[slots]
-    extend_hashes(requests, slots, hashed, end, page_size)
-    requests.num_hashed[slots] = np.maximum(end, hashed)
+    if lost.any():
+        end = np.where(lost, begin, end)
+    extend_hashes(requests, slots, requests.num_hashed[slots], end, page_size)
     owner, index = ranges(end - begin)
     if len(owner) == 0:
         return np.empty(0, np.int32)
@@ -77,23 +96,31 @@ def publish_pages(requests: Any, pool: Any, plan: Any, sizes: Sizes) -> np.ndarr
     claim = (step << 32) | (TICKETS - ticket)
     pool.claims[bucket[::-1]] = claim[::-1]  # of equal buckets the last to be written: the first
 
-    found = find_pages(requests, pool, row, page, key, page_size)
+    entries = _entries(pool, bucket)
+    there = pool.table_page[entries]
+    found = _newest(requests, pool, row, page, key, entries, there, page_size)
     known = found >= 0
     if known.any():
         known = _chained(requests, pool, row, page, index, found)
 
     own = requests.block_table[row, page]
-    ways = pool.table_page[bucket[:, None] * WAYS + np.arange(WAYS)] < 0
+    ways = there < 0
     enters = (pool.claims[bucket] == claim) & (pool.serial[own] == 0) & ways.any(axis=1)
-    done = leading(known | enters, index)
+    done = known | enters
+    if not done.all():
+        done = leading(done, index)
     enters = done & ~known
     requests.canonical[row[done], page[done]] = np.where(known, found, own)[done]
 
-    at = enters.nonzero()[0]
-    row, page, key, bucket, ticket, own = (x[at] for x in (row, page, key, bucket, ticket, own))
     base = step * sizes.num_slots * sizes.max_pages_per_seq + 1
-    above = np.where(page > 0, requests.canonical[row, page - 1], -1)
-    follows = (index[at] > 0) & enters[at - 1]  # the page in front entered just now
+    follows = np.zeros(len(index), bool)  # the page in front entered just now
+    follows[1:] = (index[1:] > 0) & enters[:-1]
+    if not enters.all():
+        row, page, key, ticket, own, follows, entries, ways = (
+            x[enters] for x in (row, page, key, ticket, own, follows, entries, ways)
+        )
+    above = requests.canonical[row, page - 1]
+    above[page == 0] = -1
     above_serial = np.where(above >= 0, pool.serial[above], 0)
     pool.parent[own] = above
     pool.parent_serial[own] = np.where(follows, base + ticket - 1, above_serial)
@@ -101,10 +128,8 @@ def publish_pages(requests: Any, pool: Any, plan: Any, sizes: Sizes) -> np.ndarr
     pool.born[own] = step
     pool.depth[own] = page
     pool.hits[own] = 0
-    pool.page_tokens[own] = requests.token_ids[
-        row[:, None], page[:, None] * page_size + np.arange(page_size)
-    ]
-    entry = bucket * WAYS + ways[at].argmax(axis=1)
+    pool.page_tokens[own] = _tokens(requests, row, page, page_size)
+    entry = entries[np.arange(len(own)), ways.argmax(axis=1)]
     pool.entry[own] = entry
     pool.table_hash[entry] = key
     pool.table_page[entry] = own

@@ -25,7 +25,11 @@ from paged.simulator.stages.views import (
     mix,
 )
 
+# Plain ints: see views.py. Kinds of events as they stand in a word.
 HEADER_WORDS = event.HEADER_WORDS.value
+ADMITTED, PREEMPTED = event.EVENT_ADMITTED.value << 44, event.EVENT_PREEMPTED.value << 44
+TOKEN, END = event.EVENT_TOKEN.value << 44, event.EVENT_END.value << 44
+STOP, LENGTH = REASON_STOP.value, REASON_LENGTH.value
 # Column of the table: word of a submission.
 FROM_WORD = {
     "arrival": command.W_ARRIVAL, "arrival_ms": command.W_ARRIVAL_MS,
@@ -109,7 +113,7 @@ def advance_rows(requests: Any, pool: Any, plan: Any, events: np.ndarray, page_s
     is_stop = (requests.stop_ids[drew] == token[:, None]).any(axis=1)
     stopped = is_stop & (total >= requests.min_len[drew])
     ended = stopped | (total + 1 >= requests.max_len[drew])
-    reason = np.where(stopped, REASON_STOP.value, REASON_LENGTH.value)
+    reason = np.where(stopped, STOP, LENGTH)
     ending = np.concatenate((drew[ended], failed))
     status[ending] = IS_FINISHED
     requests.finish_reason[drew[ended]] = reason[ended]
@@ -124,18 +128,20 @@ def advance_rows(requests: Any, pool: Any, plan: Any, events: np.ndarray, page_s
     ends = np.sort(np.concatenate((ending, aborted)))
     bits = plan.sampled_logprobs[sample].view(np.int32)
     kinds = (
-        (event.EVENT_ADMITTED.value, joined, requests.cached_len[joined], None),
-        (event.EVENT_PREEMPTED.value, preempted, requests.num_computed_tokens[preempted], None),
-        (event.EVENT_TOKEN.value, drew, token, bits),
-        (event.EVENT_END.value, ends, requests.finish_reason[ends], None),
+        (ADMITTED, joined, requests.cached_len[joined], None),
+        (PREEMPTED, preempted, requests.num_computed_tokens[preempted], None),
+        (TOKEN, drew, token, bits),
+        (END, ends, requests.finish_reason[ends], None),
     )
     tag = step_tag(step)
     at = HEADER_WORDS
     entry = events[step % len(events)]
     for kind, slot, value, extra in kinds:
+        if len(slot) == 0:
+            continue
         end = at + 2 * len(slot)
         word = (slot.astype(np.int64) << 24) | (value.astype(np.int64) & 0xFFFFFF)
-        entry[at:end:2] = word | (tag | (kind << 44))
+        entry[at:end:2] = word | (tag | kind)
         entry[at + 1 : end : 2] = (
             tag if extra is None else (extra.astype(np.int64) & (2**32 - 1)) | tag
         )

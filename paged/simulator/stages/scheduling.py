@@ -28,21 +28,41 @@ NEEDED = (
 AT = np.array([COLUMN_NAMES.index(name) for name in NEEDED])
 
 
-def order_rows(requests: Any, plan: Any, keys: np.ndarray | None, preemptive: bool) -> None:
-    """Write `plan.order` and `plan.num_active` by `keys` [R] int32, None: those in `plan.key`."""
-    status = requests.status
-    waiting = status == IS_WAITING
-    active = waiting | (status == IS_RUNNING)
-    if keys is not None:
-        np.multiply(keys, active, out=plan.key)
+class OrderOfRows:
+    """Service order, which is sorted again only when something that it depends on has changed."""
+
+    def __init__(self, requests: Any, plan: Any) -> None:
+        self.requests, self.plan = requests, plan
+        self._sorted: tuple[bytes, ...] = ()  # what the order was made of
+        self._order, self._num_active = plan.order, 0
+
+    def write(self, keys: np.ndarray | None, preemptive: bool) -> None:
+        """Write `plan.order` and `plan.num_active` by `keys` [R] int32, None: those in
+        `plan.key`."""
+        requests, plan = self.requests, self.plan
+        waiting = requests.status == IS_WAITING
+        active = waiting | (requests.status == IS_RUNNING)
+        if keys is not None:
+            np.multiply(keys, active, out=plan.key)
+        behind = waiting & (not preemptive)  # the others
+        made_of = (active, behind, plan.key, requests.arrival)
+        contents = tuple(array.tobytes() for array in made_of)
+        if contents != self._sorted:
+            self._sorted = contents
+            self._order, self._num_active = _sorted_rows(*made_of)
+        plan.order[:] = self._order
+        plan.num_active[0] = self._num_active
+
+
+def _sorted_rows(
+    active: np.ndarray, behind: np.ndarray, keys: np.ndarray, arrival: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """All rows [R], the active ones first and in order, and how many those are."""
     rows = active.nonzero()[0]
-    key = plan.key[rows].astype(np.int64)
-    if not preemptive:
-        key += waiting[rows].astype(np.int64) << 32
-    first = rows[np.lexsort((requests.arrival[rows], key))]
-    plan.order[: len(first)] = first
-    plan.order[len(first) :] = (~active).nonzero()[0]
-    plan.num_active[0] = len(first)
+    key = keys[rows].astype(np.int64)
+    key += behind[rows].astype(np.int64) << 32
+    first = rows[np.lexsort((arrival[rows], key))]
+    return np.concatenate((first, (~active).nonzero()[0])), len(first)
 
 
 def schedule_rows(
@@ -53,9 +73,9 @@ def schedule_rows(
     *,
     budget: int,
     chunk: int,
-    watermark: int,
+    watermark: int = 0,
     reserve: Callable | None,
-    static_batch: bool,
+    static_batch: bool = False,
 ) -> None:
     """What `paged.kernels.control.schedule.schedule` does; `reserve` works on arrays.
 

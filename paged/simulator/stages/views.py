@@ -49,6 +49,8 @@ def numpy_views(owner: Any) -> Any:
 
 def ranges(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(owner, index) of the elements of consecutive ranges: 2, 3 -> 0 0 1 1 1 and 0 1 0 1 2."""
+    if (counts == 1).all():
+        return np.arange(len(counts)), np.zeros(len(counts), np.int64)
     ends = counts.cumsum()
     owner = np.repeat(np.arange(len(counts)), counts)
     index = np.arange(len(owner)) - np.repeat(ends - counts, counts)

@@ -32,6 +32,7 @@ class WaitingRows:
         self._end_of: dict[int, int] = {}
         self._stale: set[int] = set()
         self._holders_changed = False
+        self._any_known = False  # whether there is a row to forget
 
     def published(self, pages: np.ndarray) -> None:
         """These pages have been entered into the prefix table."""
@@ -68,6 +69,11 @@ class WaitingRows:
         """Write `cached_len`, `idle_hits`, the status and the pages of every waiting row."""
         requests = self.requests
         waiting = (requests.status == IS_WAITING) | (requests.status == IS_FORKING)
+        if not waiting.any():
+            if self._any_known:
+                self._forget_all()
+            return
+        self._any_known = True
         arrival = np.where(waiting, requests.arrival, NOBODY)
         changed = (arrival != self._arrival).nonzero()[0].tolist()
         if changed:
@@ -85,6 +91,12 @@ class WaitingRows:
         if self._holders_changed:
             self._holders_changed = False
             self._count_idle()
+
+    def _forget_all(self) -> None:
+        self._arrival.fill(NOBODY)
+        for known in (self._chains, self._ends, self._end_of, self._stale):
+            known.clear()
+        self._holders_changed = self._any_known = False
 
     def _forget(self, slot: int) -> None:
         self._chains.pop(slot, None)

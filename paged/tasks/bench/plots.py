@@ -1,4 +1,4 @@
-"""Pictures of a report: latency over batch, and the roofline of kernels."""
+"""Pictures of a report: latency over batch or load, and the roofline of kernels."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ MISSING = "no plots: matplotlib is not installed (pip install 'paged[analysis]')
 
 def draw(report: Report, folder: Path) -> list[Path]:
     """The plots that the report has data for. Without matplotlib, none, and a note says why."""
-    drawings = {"latency": _latency, "kernels": _roofline}
+    drawings = {"latency": _latency, "kernels": _roofline, "serve": _load}
     if report.mode not in drawings or not report.rows:
         return []
     try:
@@ -51,6 +51,36 @@ def _latency(report: Report, axes: Any) -> bool:
     axes.minorticks_off()
     axes.set_title(str(report.settings.get("model", "")))
     return bool(steps)
+
+
+def _load(report: Report, axes: Any) -> bool:
+    """Latency over load: requests a second or, if that is the same everywhere, how many at once."""
+    points = report.details["points"]
+    swept = "rate" if len({point["rate"] for point in points}) > 1 else "concurrency"
+    loads = {point["name"]: point[swept] for point in points if point[swept] is not None}
+    finite = {name: load for name, load in loads.items() if load != "inf"}
+    if len(set(finite.values())) < 2:
+        return False
+    for color, quantity in enumerate(("ttft p50", "ttft p99", "tpot p50", "tpot p99")):
+        own = [row for row in report.rows if row.details["quantity"] == quantity]
+        for label, style, value in (
+            (report.ours, "o-", lambda row: row.ours),
+            (report.peer, "s--", lambda row: row.peer),
+        ):
+            line = [(finite[row.details["point"]], value(row)) for row in own
+                    if row.details["point"] in finite and value(row) is not None]  # fmt: skip
+            if line:
+                axes.plot(
+                    *zip(*sorted(line)), style, color=f"C{color}", label=f"{label}: {quantity}"
+                )
+    for color, name in ((0, "ttft"), (2, "tpot")):
+        limit = report.details["objective"].get(name)
+        if limit is not None:
+            axes.axhline(1e3 * limit, color=f"C{color}", ls=":", label=f"objective: {name}")
+    xlabel = "requests a second" if swept == "rate" else "requests at once"
+    axes.set(xlabel=xlabel, ylabel="ms", yscale="log")
+    axes.set_title(str(report.settings.get("model", "")))
+    return True
 
 
 def _roofline(report: Report, axes: Any) -> bool:

@@ -52,6 +52,7 @@ class Report:
     Args:
         check: what was compared before anything was timed.
         settings: sizes and options that the numbers depend on.
+        ours: what stands above our figures.
         peer: the peer's name and version; "" for none.
         notes: sentences for the reader, below the table.
         details: anything else, for `bench.json`.
@@ -61,6 +62,7 @@ class Report:
     check: str
     settings: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
+    ours: str = "paged"
     peer: str = ""
     notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +72,7 @@ class Report:
         shown = Table(box=None, pad_edge=False)
         shown.add_column(self.mode, no_wrap=True)
         shown.add_column("unit")
-        for title in ("paged", self.peer or "peer", "x peer", "floor", "of floor"):
+        for title in (self.ours, self.peer or "peer", "x peer", "floor", "of floor"):
             shown.add_column(title, justify="right", min_width=8)
         for row in self.rows:
             shown.add_row(

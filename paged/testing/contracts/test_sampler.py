@@ -1,6 +1,7 @@
 """Any sampler: draws for live rows only, survives NaN, and does not look at the batch."""
 
 import inspect
+from dataclasses import replace
 
 import torch
 
@@ -20,15 +21,18 @@ def build(component) -> Sampler:
     return component() if inspect.isclass(component) else ScoreSampler(component)
 
 
-def draw(component, device, logits, slots) -> torch.Tensor:
-    """Tokens [S] for rows of `logits` that belong to `slots`."""
-    requests, plan = RequestTable(SIZES, device), StepPlan(SIZES, device)
+def draw(component, device, logits, slots, total_len=5, offsets=None) -> torch.Tensor:
+    """Tokens [B] for rows of `logits` that belong to `slots`."""
+    sizes = SIZES if offsets is None else replace(SIZES, num_draft_tokens=1)
+    requests, plan = RequestTable(sizes, device), StepPlan(sizes, device)
     requests.temperature.fill_(0.8)
     requests.top_p.fill_(1.0)
     requests.seed.copy_(torch.arange(8))
-    requests.total_len.fill_(5)
+    requests.total_len.fill_(total_len)
     plan.sample_slots[: len(slots)] = torch.tensor(slots, dtype=torch.int32, device=device)
     plan.num_samples.fill_(len(slots))
+    if offsets is not None:
+        plan.sample_offsets[: len(slots)] = torch.tensor(offsets, dtype=torch.int32, device=device)
     plan.sampled_tokens.fill_(UNTOUCHED)
     build(component).sample(logits, requests, plan)
     return plan.sampled_tokens
@@ -54,4 +58,13 @@ def test_a_draw_does_not_depend_on_the_batch(device, sampler_component):
     together = draw(sampler_component, device, logits, [0, 1, 2, 3])[:4].clone()
     for row in range(4):
         alone = draw(sampler_component, device, logits.roll(-row, 0), [row])
+        assert alone[0] == together[row]
+
+
+def test_a_row_behind_drafts_draws_what_it_would_without_them(device, sampler_component):
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(3)).to(device)
+    offsets = [0, 1, 2, 0, 1, 2]
+    together = draw(sampler_component, device, logits, [2, 2, 2, 4, 4, 4], offsets=offsets)
+    for row, (slot, offset) in enumerate(zip([2, 2, 2, 4, 4, 4], offsets)):
+        alone = draw(sampler_component, device, logits.roll(-row, 0), [slot], 5 + offset)
         assert alone[0] == together[row]

@@ -1,0 +1,1 @@
+"""Policies that drop pages of running requests, one a file."""

@@ -1,0 +1,47 @@
+"""The figures of PagedAttention (SOSP 2023) that experiments/pagedattention_sosp23 regenerates."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "experiments" / "pagedattention_sosp23"
+MODULES = ("table", "sharing", "systems")
+
+
+@pytest.fixture(scope="module")
+def table():
+    """The experiment's script; its modules are found by their folder."""
+    sys.path.insert(0, str(FOLDER))
+    yield import_module("table")
+    sys.path.remove(str(FOLDER))
+    for name in MODULES:
+        del sys.modules[name]
+
+
+def test_paged_memory_is_filled_with_tokens(table):
+    load = table.load("paged", "ShareGPT", 150, None, seed=0)
+    assert 100 * load.split["token_states"] == pytest.approx(96.3, abs=3)
+    assert sum(load.split.values()) == pytest.approx(1)
+
+
+def test_two_samples_save_what_they_share(table):
+    assert 100 * table.samples_save("Alpaca", 2, 150, 0) == pytest.approx(6.09, abs=1.5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_acceptance_table(table):
+    found = table.loads(seed=0, scale=1.0, jobs=2)
+    for at, system in enumerate(table.SYSTEMS):
+        states = 100 * found["backlog", system].split["token_states"]
+        assert states == pytest.approx(table.SPLIT["token_states"][at], abs=3), system
+    for dataset, paper in table.BATCHES.items():
+        batches = [found[dataset, system].batch for system in table.SYSTEMS]
+        assert batches == sorted(batches)
+        for batch, theirs in zip(batches, paper):
+            assert batch / batches[0] == pytest.approx(theirs / paper[0], rel=0.3), dataset
+    for number, theirs in zip(table.SAMPLES, table.SAMPLES_SAVE):
+        saved = 100 * table.samples_save("Alpaca", number, 1500, 0)
+        assert saved == pytest.approx(theirs, abs=1.5), number
