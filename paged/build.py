@@ -50,7 +50,13 @@ def gpu_or_cpu(gpu: Any, cpu: Any, *, _root_: DictConfig) -> Any:
     return cpu if interpreted() and not simulated else gpu
 
 
+def pages_of(tokens: int, *, _root_: DictConfig) -> int:
+    """So many tokens in pages of any size: ${pages_of:8192}."""
+    return max(1, int(tokens) // int(OmegaConf.select(_root_, "kv.page_size")))
+
+
 OmegaConf.register_new_resolver("gpu_or_cpu", gpu_or_cpu, replace=True)
+OmegaConf.register_new_resolver("pages_of", pages_of, replace=True)
 
 
 def locate(path: str, target: object) -> Callable:
@@ -158,10 +164,12 @@ def sampling(cfg: DictConfig) -> SamplingParams:
 
 def folder(cfg: DictConfig) -> RunFolder:
     hydra = HydraConfig.get()
+    # As they were typed: `workload.part=${seed}` is one choice, whatever the seed.
+    typed = _plain("hydra", hydra.overrides, resolve=False)
     return RunFolder(
         Path(hydra.runtime.output_dir),
         config=OmegaConf.to_yaml(cfg, resolve=True),
-        overrides=list(hydra.overrides.task),
+        overrides=typed["task"],
         seed=cfg.seed,
     )
 
@@ -199,8 +207,8 @@ def task(cfg: DictConfig) -> Callable[[], None]:
     return lambda: target(**parts, **arguments)
 
 
-def _plain(path: str, node: Any) -> dict[str, Any]:
-    plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+def _plain(path: str, node: Any, resolve: bool = True) -> dict[str, Any]:
+    plain = OmegaConf.to_container(node, resolve=resolve, throw_on_missing=True)
     if not isinstance(plain, dict):
         raise ValueError(f"{path}: expected keys and values, got {plain!r}")
     return {str(key): value for key, value in plain.items()}

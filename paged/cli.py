@@ -35,6 +35,7 @@ USAGE = """paged: an LLM inference engine for researchers
   paged bench task.mode=latency               measure it (docs/benchmarks.md)
   paged bench_serve rates=[1,2,4]             load on a server, and what its clients see
   paged eval tasks=[hellaswag]                tasks of lm-eval (docs/evaluation.md)
+  paged quality kv/compression=knorm          perplexity, KL, greedy match against fp32
   paged warmup model=smollm2                  compile its kernels for this GPU ahead of time
   paged ablate base='task=simulate workload=azure' over='scheduler=fcfs,sjf'
                                               a paper's table (docs/experiments.md)

@@ -1,6 +1,8 @@
 """Ablations: what they run and in which order, on which GPU, and what becomes of failures."""
 
+import io
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -9,11 +11,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from paged import build, cli
-from paged.tasks.ablate.grid import arms_over, folder_name, plan, words
+from paged.tasks.ablate.grid import Job, arms_over, folder_name, plan, words
 from paged.tasks.ablate.jobs import Runner, finished
-from paged.tasks.ablate.task import passed_on, visible_gpus
+from paged.tasks.ablate.task import passed_on, run_all, visible_gpus
+from paged.tasks.report.runs import arms_of, find_runs
 
 ARMS = [("x=1",), ("x=2",), ("x=3",)]
 # Stands for `python -m paged`: writes a run folder, or fails as its arm asks.
@@ -196,7 +200,11 @@ def ablation(tmp_path_factory):
     """A real one: two schedulers in the simulator, at once."""
     folder = tmp_path_factory.mktemp("ablation") / "out=1"
     over = "over=scheduler=fcfs,sjf_oracle"
-    base = "base=task=simulate workload=synthetic_alpaca workload.num_requests=30 workload.rate=500"
+    # Every seed has a workload of its own, by a key that names it.
+    base = (
+        "base=task=simulate workload=synthetic_alpaca workload.num_requests=30 workload.rate=500 "
+        "workload.num_clients=${seed}"
+    )
     arguments = [base, over, "seeds=[3]", "jobs=2", "gpus=[]", "scheduler.max_num_seqs=4"]
     command = [sys.executable, "-m", "paged", "ablate", *arguments, f"out={folder}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -230,6 +238,29 @@ def test_arms_of_a_seed_get_the_same_requests(ablation):
 
     assert len(arrivals("fcfs")) == 30
     assert arrivals("fcfs") == arrivals("sjf_oracle")
+
+
+def test_runs_are_known_by_what_was_typed(ablation):
+    _, folder = ablation
+    jobs = json.loads((folder / "ablation.json").read_text())["jobs"]
+    for one in jobs:
+        job = Job(tuple(one["arm"]), one["seed"], tuple(one["overrides"]), Path(one["folder"]))
+        assert "workload.num_clients=${seed}" in job.overrides
+        assert finished(job) is not None
+        assert "num_clients: 3" in (job.folder / "config.yaml").read_text()
+    arms = arms_of(find_runs([folder / "runs"]))
+    assert {arm.name for arm in arms} == {"scheduler=fcfs", "scheduler=sjf_oracle"}
+
+
+def test_the_bar_counts_the_runs_and_names_failures(tmp_path, command):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=120)
+    jobs = plan([], [("x=1",), ("x=broken",), ("x=2",)], [0], tmp_path)
+    outcomes = run_all(Runner(command=command), jobs, screen)
+    shown = re.sub(r"\x1b\[[\d;?]*\w", "", screen.file.getvalue())
+    assert "3/3" in shown
+    assert "x=2, seed 0" in shown
+    assert "failed: x=broken, seed 0: KeyError: 'broken'" in shown
+    assert [outcome.run is None for outcome in outcomes] == [False, True, False]
 
 
 def test_words_are_split_as_by_a_shell():

@@ -73,6 +73,14 @@ def test_every_choice_builds_its_interface(group, choice):
     assert isinstance(build.component(group, cfg[group]), INTERFACES[group])
 
 
+@pytest.mark.parametrize(
+    ("page_size", "pages"), [(16, (512, 256)), (512, (16, 8)), (16384, (1, 1))]
+)
+def test_knobs_in_tokens_are_pages_of_any_size(page_size, pages):
+    cfg = compose("eviction=cost", f"kv.page_size={page_size}")
+    assert (cfg.eviction.pages, cfg.eviction.even) == pages
+
+
 @pytest.mark.parametrize("choice", COMPRESSIONS)
 def test_every_compression_builds_as_a_part_of_the_allocator(choice):
     cfg = compose(f"kv/compression={choice}")

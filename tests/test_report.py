@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from paged.tasks.report import plots
-from paged.tasks.report.runs import arms_of, find_runs, read_run
+from paged.tasks.report.runs import Arm, Run, arms_of, find_runs, read_run
 from paged.tasks.report.statistics import holm, paired_bootstrap
-from paged.tasks.report.tables import compare, figure, latex, markdown, usual_metrics
+from paged.tasks.report.tables import compare, figure, latex, markdown, shown, usual_metrics
 from paged.tasks.report.task import first_is, write_report
 from paged.tasks.report.trace import write_trace
 
@@ -169,6 +169,49 @@ def test_the_tables_say_what_differs_and_by_how_much(sweep, tmp_path):
     assert "e2e\\_mean" in latex(cells)
     with pytest.raises(ValueError, match=r"metrics: no run has e2e; there are e2e_mean"):
         compare(arms, ["e2e"])
+
+
+def quality_arms(kl: dict[str, list[float]]) -> list[Arm]:
+    """Arms whose runs have only this figure."""
+    return [
+        Arm(name, (name,), {
+            (seed, 0): Run(Path(name), seed, (name,), {"kl": value}, {})
+            for seed, value in enumerate(values)
+        })
+        for name, values in kl.items()
+    ]  # fmt: skip
+
+
+def test_a_baseline_of_rounding_errors_has_no_percentages():
+    arms = quality_arms({
+        "none": [1e-14, 2e-14, 1e-14, 3e-14],
+        "half": [0.1, 0.12, 0.09, 0.11],
+        "quarter": [0.3, 0.31, 0.29, 0.33],
+    })  # fmt: skip
+    assert usual_metrics(arms) == ["kl"]
+    cells = compare(arms, ["kl"])
+    assert [cell.relative for cell in cells] == [None] * 3
+    assert all(cell.significant for cell in cells[1:])
+    text = markdown(cells, 0.95)
+    assert "| half | 0.105* |" in text
+    assert "%" not in text.replace("95% interval", "")
+
+
+def test_many_arms_are_rows_and_few_are_columns():
+    arms = quality_arms({name: [1.0, 2.0] for name in ("none", "half", "quarter")})
+    many, few = (shown(compare(some, ["kl"])) for some in (arms, arms[:1]))
+    assert (many.row_count, [column.header for column in many.columns]) == (3, ["", "kl"])
+    assert (few.row_count, [column.header for column in few.columns]) == (1, ["", "none"])
+
+
+def test_one_metric_has_its_arms_beside_the_axis():
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    arms = quality_arms({"none": [1.0, 2, 3, 4], "half": [2.0, 3, 5, 6], "quarter": [3.0, 4, 6, 9]})
+    figure = plots.forest(compare(arms, ["kl"]))
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["half", "quarter"]
+    assert not figure.legends
+    pyplot.close(figure)
 
 
 def test_figures_have_four_digits():

@@ -6,18 +6,19 @@ once for each row that holds it as a reference: section 6.3 of Kwon et al., SOSP
 
 from dataclasses import replace
 
-from systems import engine, workload
+from systems import SYSTEMS, engine, workload
 
 from paged.request import SamplingParams
 from paged.simulator.simulation import arrivals, feed
 
 SAMPLES = (2, 4, 6)
-SAMPLES_PER_SECOND = 30.0  # no memory is short: what is preempted shares no longer
+# So few that no memory is short: what is preempted shares no longer.
+SAMPLES_PER_SECOND = {"Alpaca": 30.0, "ShareGPT": 1.0}
 
 
 def samples_save(dataset: str, num_samples: int, num_requests: int, seed: int) -> float:
     """Share of the pages saved, averaged over the steps of a run."""
-    simulated = engine("paged")
+    simulated = engine(SYSTEMS["paged"]())
     references = pages = 0
 
     def look() -> None:
@@ -30,7 +31,8 @@ def samples_save(dataset: str, num_samples: int, num_requests: int, seed: int) -
     requests = [
         replace(one, sampling={**one.sampling, "n": num_samples, "temperature": 1.0})
         for one in arrivals(
-            workload(dataset, num_requests, 30.0 / num_samples, seed), SamplingParams()
+            workload(dataset, num_requests, SAMPLES_PER_SECOND[dataset] / num_samples, seed),
+            SamplingParams(),
         )
     ]
     refused: list[str] = []

@@ -28,7 +28,7 @@ from paged.workloads.synthetic import Synthetic
 PAGE_SIZE = 16
 MAX_MODEL_LEN = 2048
 KV_BYTES_PER_TOKEN = 2 * 40 * 5120 * 2  # keys and values, layers, hidden size, 16 bits
-NUM_PAGES = 12 * 2**30 // (PAGE_SIZE * KV_BYTES_PER_TOKEN)  # Table 1: 12 GB, 15.7K slots
+SLOTS = 12 * 2**30 // KV_BYTES_PER_TOKEN  # Table 1: 12 GB, 15.7K tokens
 MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS = 256, 2560  # defaults of vLLM at the time
 
 # Not measured: there is no A100 and no software of 2023 here. See README.md, "The clock".
@@ -45,26 +45,34 @@ SYSTEMS: dict[str, Callable[[], KVManager]] = {
 LENGTHS: dict[str, dict[str, float]] = {
     "ShareGPT": {"output_cv": 1.0},
     "Alpaca": {"input_mean": 19.31, "input_cv": 0.6, "output_mean": 58.45, "output_cv": 1.0},
+    "WMT16": {"input_mean": 30.0, "input_cv": 0.6, "output_mean": 40.0, "output_cv": 0.6},
 }
 
 
-def workload(dataset: str, count: int, rate: float | None, seed: int) -> Synthetic:
-    """Requests of a dataset's lengths; the model ends those that reach its length."""
-    lengths = LENGTHS[dataset]
-    return Synthetic(num_requests=count, rate=rate, seed=seed, longest=MAX_MODEL_LEN - 1, **lengths)  # type: ignore[arg-type]
+def workload(
+    dataset: str, count: int, rate: float | None, seed: int, prefix_len: int = 0
+) -> Synthetic:
+    """Requests of a dataset's lengths; the model ends those that reach its length.
+
+    All begin with the same `prefix_len` tokens.
+    """
+    return Synthetic(
+        num_requests=count, rate=rate, seed=seed, longest=MAX_MODEL_LEN - 1,
+        system_prompts=int(prefix_len > 0), system_len=max(1, prefix_len), **LENGTHS[dataset],  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
-def engine(system: str) -> SimulatedEngine:
+def engine(kv: KVManager) -> SimulatedEngine:
     return SimulatedEngine(
         sizes=Sizes(
             num_slots=2 * MAX_NUM_SEQS, max_num_seqs=MAX_NUM_SEQS, max_model_len=MAX_MODEL_LEN,
-            max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS, page_size=PAGE_SIZE,
-            num_pages=NUM_PAGES,
+            max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS, page_size=kv.page_size,
+            num_pages=SLOTS // kv.page_size,
         ),
         scheduler=RankScheduler(
             max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS
         ),
-        kv=SYSTEMS[system](), eviction=ScoreEviction(lru), vocab_size=2000, in_flight=1,
+        kv=kv, eviction=ScoreEviction(lru), vocab_size=2000, in_flight=1,
         step_seconds=CLOCK.seconds,
     )  # fmt: skip
 
@@ -79,11 +87,11 @@ class Load:
     num_steps: int
 
 
-def serve(system: str, requests: Synthetic, *, warmup: int) -> Load:
-    """A system from the end of the first `warmup` requests to the last arrival; or, if all come at
-    once, until none waits."""
+def serve(kv: KVManager, requests: Synthetic, *, warmup: int) -> Load:
+    """An allocator from the end of the first `warmup` requests to the last arrival; or, if all come
+    at once, until none waits."""
     steps: list[dict[str, Any]] = []
-    results = Results(simulated := engine(system), steps.append)
+    results = Results(simulated := engine(kv), steps.append)
     last = requests.requests[-1].arrival
     backlog = last == 0
     for number, live in enumerate(feed(simulated, arrivals(requests, SamplingParams()), _refuse)):
@@ -92,7 +100,17 @@ def serve(system: str, requests: Synthetic, *, warmup: int) -> Load:
             steps.clear()
         elif not results.last["num_waiting"] if backlog else simulated.virtual.now >= last:
             return _average(steps, number - warmup)
-    raise ValueError(f"{system} was never under load: more requests are needed")
+    raise ValueError(f"{type(kv).__name__} was never under load: more requests are needed")
+
+
+def latency(kv: KVManager, requests: Synthetic) -> float:
+    """Mean seconds of a request for each of its output tokens."""
+    results = Results(simulated := engine(kv), lambda record: None)
+    found = [
+        results.request(live)
+        for live in feed(simulated, arrivals(requests, SamplingParams()), _refuse)
+    ]
+    return sum(one["e2e"] / one["output_len"] for one in found) / len(found)
 
 
 def _refuse(arrival: Any, reason: str) -> None:
@@ -101,7 +119,7 @@ def _refuse(arrival: Any, reason: str) -> None:
 
 def _average(steps: list[dict[str, Any]], num_ended: int) -> Load:
     seconds = sum(step["seconds"] for step in steps)
-    slots = NUM_PAGES * PAGE_SIZE * seconds
+    slots = SLOTS // PAGE_SIZE * PAGE_SIZE * seconds
     names = steps[0]["memory_split"]
     return Load(
         split={n: sum(s["memory_split"][n] * s["seconds"] for s in steps) / slots for n in names},

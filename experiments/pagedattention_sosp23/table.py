@@ -13,7 +13,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from sharing import SAMPLES, samples_save
-from systems import SYSTEMS, Load, serve, workload
+from systems import SYSTEMS, Load, latency, serve, workload
+
+from paged.kv.paged import PagedKV
 
 # Fig. 2: percent of the KV memory; None is not given.
 SPLIT = {
@@ -27,8 +29,14 @@ RATES = {"ShareGPT": 2.0, "Alpaca": 30.0}
 BATCHES = {"ShareGPT": (7.00, 9.81, 13.62, 30.42), "Alpaca": (7.00, 43.24, 72.75, 132.44)}
 # Section 6.2: how many times the request rate of a baseline paged memory sustains on ShareGPT.
 GAINS = {"Orca (Max)": "2.7-8", "Orca (Oracle)": "1.7-2.7"}
-# Fig. 15: percent of the pages saved on Alpaca.
+# Fig. 16: with a prefix of so many tokens, the rate sustained, of that of Orca (Oracle).
+PREFIXES = {"1-shot, 80 tokens": (80, 1.67), "5-shot, 341 tokens": (341, 3.58)}
+# Fig. 18: latency hardly depends on small pages; these are the largest of which that is said.
+PAGE_SIZES = (16, 32, 64, 128, 256)
+LARGEST = {"ShareGPT": 128, "Alpaca": 32}
+# Fig. 15: percent of the pages saved on Alpaca; section 6.3: on ShareGPT.
 SAMPLES_SAVE = (6.09, 8.53, 9.79)
+SHAREGPT_SAMPLES_SAVE = "16.2-30.5%"
 BEAMS_SAVE = (37.56, 53.13, 55.16)
 
 # Requests of a run: enough for some 10,000 steps while memory is full.
@@ -55,7 +63,18 @@ def loads(seed: int, scale: float, jobs: int) -> dict[tuple[str, str], Load]:
 
 def load(system: str, dataset: str, count: int, rate: float | None, seed: int) -> Load:
     """A system on `count` requests, all at once if `rate` is None."""
-    return serve(system, workload(dataset, count, rate, seed), warmup=count // 10)
+    return serve(SYSTEMS[system](), workload(dataset, count, rate, seed), warmup=count // 10)
+
+
+def prefix_rate(system: str, prefix_len: int, count: int, seed: int) -> float:
+    """Translations a second that a system sustains if all begin with the same examples."""
+    kv = PagedKV() if system == "paged" else SYSTEMS[system]()
+    return serve(kv, workload("WMT16", count, None, seed, prefix_len), warmup=count // 10).rate
+
+
+def page_size_latency(dataset: str, page_size: int, count: int, seed: int) -> float:
+    kv = PagedKV(page_size=page_size, prefix_caching=False)
+    return latency(kv, workload(dataset, count, RATES[dataset], seed))
 
 
 def beams_save(width: int, num_requests: int, seed: int) -> float:
@@ -103,15 +122,37 @@ def gains(found: dict[tuple[str, str], Load]) -> Iterable[str]:
         yield row(f"paged, of {system}", f"{gain:.2f}x", f"{paper}x")
 
 
+def prefixes(count: int, seed: int) -> Iterable[str]:
+    yield from ("", row("rate sustained, shared prefix", "here", "paper"), row(*["---"] * 3))
+    for name, (length, paper) in PREFIXES.items():
+        gain = prefix_rate("paged", length, count, seed) / prefix_rate(
+            "Orca (Oracle)", length, count, seed
+        )
+        yield row(f"paged, of Orca (Oracle), {name}", f"{gain:.2f}x", f"{paper}x")
+
+
+def page_sizes(scale: float, seed: int) -> Iterable[str]:
+    header = ("latency a token, of that with 16", *map(str, PAGE_SIZES), "paper: as good up to")
+    yield from ("", row(*header), row(*["---"] * len(header)))
+    for dataset, rate in RATES.items():
+        count = int(ARRIVING[dataset] * scale)
+        found = [page_size_latency(dataset, size, count, seed) for size in PAGE_SIZES]
+        ratios = (f"{one / found[0]:.2f}x" for one in found)
+        yield row(f"{dataset}, {rate:g} req/s", *ratios, LARGEST[dataset])
+
+
 def savings(samples: int, beams: int, seed: int) -> Iterable[str]:
-    yield from ("", row("pages saved, Alpaca", "here", "paper", "points"), row(*["---"] * 4))
+    yield from ("", row("pages saved", "here", "paper", "points"), row(*["---"] * 4))
     for number, paper in zip(SAMPLES, SAMPLES_SAVE):
         found = 100 * samples_save("Alpaca", number, samples, seed)
-        yield compared(f"samples, n = {number}", found, paper)
+        yield compared(f"samples on Alpaca, n = {number}", found, paper)
+    for number in SAMPLES:
+        found = 100 * samples_save("ShareGPT", number, samples // 5, seed)
+        yield row(f"samples on ShareGPT, n = {number}", f"{found:.2f}%", SHAREGPT_SAMPLES_SAVE, "-")
     for width, paper in zip(SAMPLES, BEAMS_SAVE):
         if beams:
             found = 100 * beams_save(width, beams, seed)
-            yield compared(f"beams, width {width}, in the engine", found, paper)
+            yield compared(f"beams on Alpaca, width {width}, in the engine", found, paper)
 
 
 def main() -> None:
@@ -126,6 +167,10 @@ def main() -> None:
     found = loads(args.seed, args.scale, args.jobs)
     for part in (memory, batches, gains):
         print(*part(found), sep="\n", flush=True)
+    for line in prefixes(int(2000 * args.scale), args.seed):
+        print(line, flush=True)
+    for line in page_sizes(args.scale, args.seed):
+        print(line, flush=True)
     for line in savings(int(1500 * args.scale), args.beams, args.seed):
         print(line, flush=True)
 

@@ -21,8 +21,11 @@ class Trace:
     Args:
         requests: as the file has them.
         limit: only the first so many.
+        part: of the requests in a row, `limit` each, take this one: 0 is the first. With
+            `workload.part='${seed}'` every seed replays another stretch of the trace.
         fraction: keep each request with this probability.
         max_len: drop requests with more tokens, prompt and output.
+        max_output_len: cut answers to so many tokens; 1 leaves a node that fills prompts.
         rate: requests a second on average: all arrivals are stretched evenly.
         rate_scale: the same by a factor, 2 is twice as fast.
         num_clients: draw a client for each request; None keeps the trace's.
@@ -40,8 +43,10 @@ class Trace:
         /,
         *,
         limit: int | None = None,
+        part: int = 0,
         fraction: float = 1.0,
         max_len: int | None = None,
+        max_output_len: int | None = None,
         rate: float | None = None,
         rate_scale: float = 1.0,
         num_clients: int | None = None,
@@ -52,11 +57,17 @@ class Trace:
         seed: int = 0,
     ) -> None:
         for name, value in (
-            ("limit", limit), ("max_len", max_len), ("num_clients", num_clients),
-            ("num_priorities", num_priorities), ("vocab_size", vocab_size),
+            ("limit", limit), ("max_len", max_len), ("max_output_len", max_output_len),
+            ("num_clients", num_clients), ("num_priorities", num_priorities),
+            ("vocab_size", vocab_size),
         ):  # fmt: skip
             if value is not None and value < 1:
                 raise ValueError(f"workload.{name} must be at least 1, got {value}")
+        if part < 0 or (part and limit is None):
+            raise ValueError(
+                f"workload.part counts stretches of workload.limit requests from 0 up, got {part} "
+                f"with limit {limit}"
+            )
         if not 0 < fraction <= 1:
             raise ValueError(f"workload.fraction must be in (0, 1], got {fraction}")
         for name, number in (("rate", rate), ("rate_scale", rate_scale)):
@@ -68,9 +79,13 @@ class Trace:
             )
         ordered = sorted(requests, key=lambda request: request.arrival)
         drawn = np.random.default_rng([seed, 0]).random(len(ordered)) < fraction
-        kept = [r for r, keep in zip(ordered, drawn) if keep and _fits(r, max_len)][:limit]
+        kept = [r for r, keep in zip(ordered, drawn) if keep and _fits(r, max_len)]
+        if limit is not None:
+            kept = kept[part * limit : (part + 1) * limit]
         if not kept:
-            raise ValueError("workload: no request is left; raise fraction or max_len")
+            raise ValueError("workload: no request is left; raise fraction or max_len, lower part")
+        if max_output_len is not None:
+            kept = [replace(r, output_len=min(r.output_len, max_output_len)) for r in kept]
         self.requests = [
             replace(request, vocab_size=vocab_size, arrival=arrival)
             for request, arrival in zip(kept, _arrivals(kept, rate, rate_scale))

@@ -30,6 +30,21 @@ def test_two_samples_save_what_they_share(table):
     assert 100 * table.samples_save("Alpaca", 2, 150, 0) == pytest.approx(6.09, abs=1.5)
 
 
+def test_a_shared_prefix_is_worth_more_the_longer_it_is(table):
+    gains = [
+        table.prefix_rate("paged", length, 300, 0)
+        / table.prefix_rate("Orca (Oracle)", length, 300, 0)
+        for length, _ in table.PREFIXES.values()
+    ]
+    assert 1.3 < gains[0] < gains[1]
+    assert gains[1] == pytest.approx(3.58, rel=0.3)
+
+
+def test_large_pages_are_wasted_on_short_requests(table):
+    small, large = (table.page_size_latency("Alpaca", size, 400, 0) for size in (16, 512))
+    assert large > 1.2 * small
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_acceptance_table(table):

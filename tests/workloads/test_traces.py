@@ -167,6 +167,26 @@ def test_samples_are_fixed_by_the_seed_and_by_nothing_else():
         Trace(plain(), max_len=3)
 
 
+def test_parts_are_the_trace_cut_into_pieces():
+    whole = Trace(plain(20))
+    pieces = [Trace(plain(20), limit=8, part=part) for part in range(3)]
+    assert [size for piece in pieces for size in lengths(piece)] == lengths(whole)
+    assert [len(piece) for piece in pieces] == [8, 8, 4]
+    assert pieces[1].requests[0].arrival == 0
+    assert pieces[1].requests[2].arrival == 1.0
+    with pytest.raises(ValueError, match="no request is left"):
+        Trace(plain(20), limit=8, part=3)
+    for wrong in ({"part": 1}, {"part": -1, "limit": 8}):
+        with pytest.raises(ValueError, match=r"workload\.part counts stretches of workload\.limit"):
+            Trace(plain(20), **wrong)
+
+
+def test_answers_are_cut():
+    cut = Trace(plain(), max_output_len=6, prediction_error=0.0)
+    assert lengths(cut) == [(prompt, min(6, output)) for prompt, output in lengths(Trace(plain()))]
+    assert max(request.predicted_len for request in cut) == 6
+
+
 def test_what_is_drawn_for_policies():
     trace = Trace(
         plain(), num_clients=3, num_priorities=2, prediction_error=0.0, deadline=[1.0, 2.0]
@@ -185,7 +205,8 @@ def test_what_is_drawn_for_policies():
 @pytest.mark.parametrize(
     ("key", "value"),
     [("limit", 0), ("fraction", 0.0), ("fraction", 1.5), ("rate", 0.0), ("rate_scale", -1.0),
-     ("prediction_error", -0.1), ("deadline", [3.0, 1.0]), ("num_clients", 0)],
+     ("prediction_error", -0.1), ("deadline", [3.0, 1.0]), ("num_clients", 0),
+     ("max_output_len", 0)],
 )  # fmt: skip
 def test_keys_out_of_range_are_refused(key, value):
     with pytest.raises(ValueError, match=rf"workload\.{key} must be"):

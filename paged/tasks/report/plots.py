@@ -60,14 +60,19 @@ def forest(cells: Sequence[Cell]) -> Any:
             axes.plot([100 * low, 100 * high], [y, y], "-", color=color)
         inside = color if cell.significant else "w"
         axes.plot(100 * middle, y, "o", color=color, markerfacecolor=inside)
-    for arm in arms:
-        axes.plot([], [], "o-", color=f"C{arms.index(arm) + 1}", label=arm)
     axes.axvline(0, color="k", linewidth=0.8)
-    middles = [(len(arms) + 1) * place + (len(arms) - 1) / 2 for place in range(len(metrics))]
-    axes.set_yticks(middles, metrics)
-    axes.invert_yaxis()
     axes.set(xlabel=f"difference to {bases_of(cells)}, %; filled: p < {SIGNIFICANT}")
-    _finish(figure, axes)
+    if len(metrics) == 1:
+        axes.set_yticks(range(len(arms)), arms)
+        axes.set(title=metrics[0])
+    else:
+        for arm in arms:
+            axes.plot([], [], "o-", color=f"C{arms.index(arm) + 1}", label=arm)
+        middles = [(len(arms) + 1) * place + (len(arms) - 1) / 2 for place in range(len(metrics))]
+        axes.set_yticks(middles, metrics)
+        _legend(figure, axes)
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3, axis="x")
     return figure
 
 
@@ -179,11 +184,6 @@ def memory_shares(
     free = np.array([step["free_pages"] for step in steps]) / num_pages
     cached = np.array([step["cached_pages"] for step in steps]) / num_pages
     return {"in_use": 1 - free - cached, "cached": cached, "free": free}
-
-
-def _finish(figure: Any, axes: Any) -> None:
-    axes.grid(alpha=0.3, axis="x")
-    _legend(figure, axes)
 
 
 def _legend(figure: Any, axes: Any) -> None:

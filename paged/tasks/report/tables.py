@@ -14,13 +14,15 @@ from paged.tasks.report.statistics import Effect, holm, paired_bootstrap
 USUAL = (
     "requests_per_s", "output_tokens_per_s", "ttft_p50", "ttft_p99", "tpot_p50", "tpot_p99",
     "e2e_mean", "e2e_p99", "queue_time_mean", "prefix_hit_rate", "preemptions", "recompute_tax",
-    "mean_batch_size", "memory_split.token_states",
+    "mean_batch_size", "memory_split.token_states", "perplexity", "perplexity_difference", "kl",
+    "greedy_match_len", "written_perplexity", "needles_found", "mean_pages_in_use",
 )  # fmt: skip
 COLUMNS = (
     "arm", "metric", "runs", "mean", "deviation", "pairs", "difference", "low", "high",
     "relative", "p_holm",
 )  # fmt: skip
 SIGNIFICANT = 0.05
+MOST_RELATIVE = 100.0  # a baseline of rounding errors has no meaningful share
 RATES = ("workload.rate", "workload.rate_scale")
 
 
@@ -48,8 +50,10 @@ class Cell:
 
     @property
     def relative(self) -> tuple[float, float | None, float | None] | None:
-        """Difference and interval in shares of the baseline; None where that is 0."""
+        """Difference and interval in shares of the baseline; None where that is next to 0."""
         if self.effect is None or not self.baseline:
+            return None
+        if abs(self.effect.difference) > MOST_RELATIVE * abs(self.baseline):
             return None
         low, high = self.effect.low, self.effect.high
         scale = abs(self.baseline)
@@ -198,15 +202,17 @@ def write_csv(cells: Sequence[Cell], path: Path) -> None:
 
 
 def shown(cells: Sequence[Cell]) -> Table:
-    """Means for the eye: a row a metric, a column an arm."""
+    """Means for the eye: a row a metric, a column an arm; the other way round if arms are more."""
     arms, metrics = _axes(cells)
-    found = {(cell.arm, cell.metric): cell for cell in cells}
+    found = {(cell.arm, cell.metric): _short(cell) for cell in cells}
     table = Table(box=None, pad_edge=False)
     table.add_column("", style="cyan")
-    for arm in arms:
-        table.add_column(arm.replace(" ", "\n"), justify="right")
-    for metric in metrics:
-        table.add_row(metric, *(_short(found.get((arm, metric))) for arm in arms))
+    rows, columns = (arms, metrics) if len(arms) > len(metrics) else (metrics, arms)
+    for column in columns:
+        table.add_column(column.replace(" ", "\n"), justify="right")
+    for row in rows:
+        keys = ((row, column) if rows is arms else (column, row) for column in columns)
+        table.add_row(row, *(found.get(key, "-") for key in keys))
     return table
 
 
@@ -219,7 +225,7 @@ def _short(cell: Cell | None) -> str:
     if cell is None:
         return "-"
     mark = "*" if cell.significant else ""
-    return figure(cell.mean) + (f" ({percent(cell.relative[0])}{mark})" if cell.relative else "")
+    return figure(cell.mean) + (f" ({percent(cell.relative[0])}{mark})" if cell.relative else mark)
 
 
 def _effect_cells(cell: Cell) -> list[str]:
