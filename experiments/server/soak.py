@@ -6,19 +6,23 @@ Starts a server with the settings given, keeps `--streams` workers busy against 
 all is quiet and asks /debug/state. A worker streams a completion of random token ids and checks
 that it has the length it asked for (usage counts every token), or leaves in its middle, or sends
 something wrong and must get a 400. FAIL if anybody got anything else, if a slot or a request is
-left, or if a page is in use at the end.
+left, if a page is in use at the end, or if the server does not end in peace; then the last lines
+of what the server printed follow.
 """
 
 import argparse
 import asyncio
 import collections
-import contextlib
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
+from typing import IO
 
 import aiohttp
 
@@ -31,18 +35,25 @@ WRONG = (
 )
 
 
-def start(settings: list[str]) -> tuple[subprocess.Popen, str]:
-    """The server and its address, when it answers."""
+def start(settings: list[str], seconds: float, log: IO[str]) -> tuple[subprocess.Popen, str]:
+    """The server and its address, when it answers; what it prints goes into `log`."""
     server = subprocess.Popen(
         [sys.executable, "-m", "paged.server", "port=0", "task.max_queued=null", *settings],
-        stderr=subprocess.PIPE,
-        text=True,
+        stdout=log,
+        stderr=log,
     )
-    for line in server.stderr:
-        print(line, end="", file=sys.stderr)
-        if found := re.search(r"http://[\w.]+:\d+", line):
-            return server, found.group()
-    raise RuntimeError(f"the server ended with exit code {server.wait()}")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        if found := re.search(r"serving .* at (http://\S+:\d+)", printed(log)):
+            return server, found[1]
+        time.sleep(0.2)
+    state = "did not answer" if server.poll() is None else f"ended with code {server.returncode}"
+    server.kill()
+    raise RuntimeError(f"the server {state} after {seconds:.0f} s or less")
+
+
+def printed(log: IO[str]) -> str:
+    return Path(log.name).read_text(errors="replace")
 
 
 async def events(reply: aiohttp.ClientResponse):
@@ -84,35 +95,51 @@ async def answer(
     return "ok whole"
 
 
-async def soak(address: str, args: argparse.Namespace) -> collections.Counter:
+async def soak(
+    server: subprocess.Popen, address: str, args: argparse.Namespace
+) -> collections.Counter:
+    """What became of the requests, and how often."""
     outcomes: collections.Counter = collections.Counter()
     end = time.monotonic() + args.seconds
 
     async def work(seed: int) -> None:
         rng = random.Random(seed)
-        while time.monotonic() < end:
+        while time.monotonic() < end and server.poll() is None:
             try:
                 outcomes[await answer(session, rng, args)] += 1
-            except aiohttp.ClientError as error:
+            except (aiohttp.ClientError, TimeoutError) as error:
                 outcomes[f"{type(error).__name__}: {error}"] += 1
+                await asyncio.sleep(1)
 
     connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=None, sock_read=120)
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=60)
     async with aiohttp.ClientSession(address, connector=connector, timeout=timeout) as session:
         await asyncio.gather(*(work(seed) for seed in range(args.streams)))
+        if server.poll() is not None:
+            outcomes[f"the server ended with code {server.returncode}"] += 1
+            return outcomes
         for _ in range(60):
             async with session.get("/debug/state") as reply:
                 state = await reply.json()
             if not state["slots"] and not state["queue"]:
                 break
             await asyncio.sleep(0.5)
+        async with session.get("/metrics") as reply:
+            metrics = await reply.text()
     pages = state["pages"]
     print(f"at the end: pages {pages}, slots {len(state['slots'])}, queue {len(state['queue'])}")
+    print(f"generated {total(metrics, 'generation_tokens')} tokens in {args.seconds:.0f} s, "
+          f"{total(metrics, 'num_preemptions')} preemptions")  # fmt: skip
     if state["slots"] or state["queue"] or pages["in_use"]:
         outcomes["something is left"] += 1
     if pages["free"] + pages["cached"] != pages["total"]:
         outcomes["pages are lost"] += 1
     return outcomes
+
+
+def total(metrics: str, name: str) -> int:
+    """A counter's value in Prometheus' text."""
+    return int(float(re.search(rf"^paged:{name}_total(?:{{.*}})? (\S+)", metrics, re.M)[1]))
 
 
 def main() -> None:
@@ -122,21 +149,37 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=1000, help="token ids below it are sent")
     parser.add_argument("--max-tokens", type=int, default=200)
     parser.add_argument("--max-prompt", type=int, default=300)
+    parser.add_argument("--start-seconds", type=float, default=300, help="of patience at start")
     args, settings = parser.parse_known_args()
-    server, address = start(settings)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the server ends too
+    with tempfile.NamedTemporaryFile("w", suffix=".log") as log:
+        outcomes, code = run(args, settings, log)
+        for outcome, count in outcomes.most_common():
+            print(f"{count:7} {outcome}")
+        failed = code != 0 or any(not outcome.startswith("ok ") for outcome in outcomes)
+        failed = failed or not outcomes["ok whole"]
+        if failed:
+            print("the server printed:", *printed(log).splitlines()[-40:], sep="\n")
+    print("FAIL" if failed else "PASS", f"exit code {code}, server {' '.join(settings)}")
+    sys.exit(failed)
+
+
+def run(
+    args: argparse.Namespace, settings: list[str], log: IO[str]
+) -> tuple[collections.Counter, int | None]:
+    """What became of the requests, and the server's exit code."""
     try:
-        outcomes = asyncio.run(soak(address, args))
-    finally:
+        server, address = start(settings, args.start_seconds, log)
+    except RuntimeError as error:
+        return collections.Counter({str(error): 1}), None
+    try:
+        outcomes = asyncio.run(soak(server, address, args))
         server.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(30)
-    for outcome, count in outcomes.most_common():
-        print(f"{count:7} {outcome}")
-    failed = [outcome for outcome in outcomes if not outcome.startswith("ok ")]
-    print(
-        "FAIL" if failed or not outcomes["ok whole"] else "PASS", f"exit code {server.returncode}"
-    )
-    sys.exit(1 if failed or not outcomes["ok whole"] else 0)
+        return outcomes, server.wait(90)
+    except subprocess.TimeoutExpired:
+        return outcomes, None
+    finally:
+        server.kill()
 
 
 if __name__ == "__main__":

@@ -7,44 +7,81 @@ page counts once for each row that holds it as a reference. Printed is the mean 
 import argparse
 import random
 
+from replay import replay
+
 import paged  # noqa: F401 - decides where kernels run
 from paged.beams import BeamSearchParams
 from paged.kv.paged import PagedKV
 from paged.llm import LLM
+from paged.models.config import find_model
 from paged.request import SamplingParams
 from paged.schedulers.base import RankScheduler
+from paged.tokenizer import load_tokenizer
 
-# Means of Kwon et al., SOSP 2023, Fig. 11; lengths are drawn from exponential distributions.
+# Means of Kwon et al., SOSP 2023, Fig. 11; lengths are drawn from gamma distributions.
 LENGTHS = {"alpaca": (19.31, 58.45), "sharegpt": (161.31, 337.99)}
 PAGE_SIZE = 16
 STORY = (
-    "Once upon a time there was a little dog named Max. Max loved to play in the park. One day he "
-    "found a big red ball. He ran home to show it to his friend Lily. Lily was very happy. "
+    "Once upon a time there was a {kind} {animal} named {name}. {name} loved to play in the "
+    "{place}. One day {name} found a {other} {thing}. The {animal} ran home to show it to a "
+    "friend. "
 )
+WORDS = {
+    "kind": ("little", "big", "happy", "sad", "brave"),
+    "animal": ("dog", "cat", "bird", "bear", "girl", "boy", "rabbit"),
+    "name": ("Max", "Lily", "Tom", "Anna", "Ben", "Sam", "Mia"),
+    "place": ("park", "garden", "forest", "house", "snow"),
+    "other": ("red", "blue", "shiny", "old", "tiny"),
+    "thing": ("ball", "box", "key", "stone", "flower", "hat"),
+}
 
 
-def draw_lengths(dataset: str, count: int, seed: int) -> list[tuple[int, int]]:
+def make_text(num_stories: int, seed: int) -> str:
+    """What prompts are cut from."""
+    rng = random.Random(f"text {seed}")
+    words = [{name: rng.choice(some) for name, some in WORDS.items()} for _ in range(num_stories)]
+    return "".join(STORY.format(**one) for one in words)
+
+
+def draw_lengths(
+    dataset: str, count: int, seed: int, prompt_cv: float = 1.0
+) -> list[tuple[int, int]]:
+    """(prompt, output) of each request; `prompt_cv` is the prompts' deviation by their mean, the
+    outputs' is 1."""
     rng = random.Random(seed)
-    means = LENGTHS[dataset]
-    return [(max(1, round(rng.expovariate(1 / means[0]))),
-             max(1, round(rng.expovariate(1 / means[1])))) for _ in range(count)]  # fmt: skip
+    prompt_mean, output_mean = LENGTHS[dataset]
+    spread = prompt_cv**2
+    return [(max(1, round(rng.gammavariate(1 / spread, prompt_mean * spread))),
+             max(1, round(rng.expovariate(1 / output_mean)))) for _ in range(count)]  # fmt: skip
 
 
-def measure(mode: str, width: int, lengths: list[tuple[int, int]], longest: int) -> float:
+def make_requests(
+    model: str, lengths: list[tuple[int, int]], longest: int, seed: int
+) -> list[tuple[list[int], int]]:
+    """(prompt, output length) of each request, cut to `longest` tokens together."""
+    words = load_tokenizer(find_model(model, with_weights=False)).encode(make_text(400, seed))
+    requests = []
+    for number, (prompt_len, output_len) in enumerate(lengths):
+        prompt_len = min(prompt_len, longest - 2)
+        begin = 97 * number % (len(words) - prompt_len)
+        prompt = words[begin : begin + prompt_len]
+        requests.append((prompt, min(output_len, longest - prompt_len)))
+    return requests
+
+
+def measure(
+    model: str, mode: str, width: int, requests: list[tuple[list[int], int]], longest: int
+) -> float:
     """Share of the pages saved, over a run in which all requests start together."""
-    rows = width * len(lengths)
+    rows = width * len(requests)
     llm = LLM(
-        max_model_len=longest, num_slots=rows,
+        model, max_model_len=longest, num_slots=rows,
         kv=PagedKV(
             page_size=PAGE_SIZE, num_pages=rows * -(-longest // PAGE_SIZE), prefix_caching=False
         ),
-        scheduler=RankScheduler(max_num_seqs=rows, max_num_batched_tokens=1024),
+        scheduler=RankScheduler(max_num_seqs=rows, max_num_batched_tokens=max(1024, rows)),
     )  # fmt: skip
-    words = llm.tokenizer.encode(STORY * 40)
-    for number, (prompt_len, output_len) in enumerate(lengths):
-        prompt_len = min(prompt_len, longest - 2)
-        output_len = min(output_len, longest - prompt_len)
-        prompt = words[7 * number :][:prompt_len]
+    for number, (prompt, output_len) in enumerate(requests):
         if mode == "sampling":
             params = SamplingParams(n=width, max_tokens=output_len, ignore_eos=True, seed=number)
             llm.engine.submit(prompt, params)
@@ -79,19 +116,28 @@ def main() -> None:
     parser.add_argument("--dataset", choices=LENGTHS, default="alpaca")
     parser.add_argument("--mode", choices=("sampling", "beams"), default="sampling")
     parser.add_argument("--widths", type=int, nargs="+", default=[2, 4, 6])
+    parser.add_argument("--model", default="stories", help="a folder, a GGUF file, or a hub id")
+    parser.add_argument("--prompt-cv", type=float, default=1.0, help="deviation / mean of prompts")
     parser.add_argument("--num-requests", type=int, default=8)
     parser.add_argument("--longest", type=int, default=512, help="tokens; longer ones are cut")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--computed", action="store_true", help="samples, by lengths alone")
+    parser.add_argument(
+        "--computed",
+        action="store_true",
+        help="run no engine: samples by lengths alone, beams by transformers",
+    )
     args = parser.parse_args()
-    lengths = draw_lengths(args.dataset, args.num_requests, args.seed)
+    lengths = draw_lengths(args.dataset, args.num_requests, args.seed, args.prompt_cv)
+    requests = make_requests(args.model, lengths, args.longest, args.seed)
     mean = [sum(pair[at] for pair in lengths) / len(lengths) for at in (0, 1)]
     print(f"{args.dataset}: {len(lengths)} requests, mean {mean[0]:.1f} in, {mean[1]:.1f} out")
     for width in args.widths:
-        if args.computed:
+        if args.computed and args.mode == "beams":
+            saved = replay(args.model, requests, width, PAGE_SIZE)
+        elif args.computed:
             saved = computed_sampling(width, lengths)
         else:
-            saved = measure(args.mode, width, lengths, args.longest)
+            saved = measure(args.model, args.mode, width, requests, args.longest)
         print(f"{args.mode} {width}: {saved:.2%} of the pages saved", flush=True)
 
 

@@ -11,6 +11,7 @@ from paged.server.logprobs import (
     prompt_entries,
     shown_prompt_logprobs,
 )  # fmt: skip
+from paged.server.parameters import num_samples
 from paged.server.protocol import CompletionRequest
 from paged.server.responses import (
     Completion,
@@ -60,11 +61,11 @@ class CompletionAnswer:
     def whole(self, generation: Generation, deltas: list[Delta]) -> Completion:
         """The answer in one piece."""
         choices = []
-        for delta in deltas:
+        for index, delta in enumerate(self._best(deltas)):
             text, logprobs = self._shown(generation, delta)
             choices.append(
                 CompletionChoice(
-                    index=delta.index,
+                    index=index,
                     text=text,
                     logprobs=logprobs,
                     finish_reason=delta.finish_reason,  # type: ignore[arg-type]
@@ -133,6 +134,16 @@ class CompletionAnswer:
         self._offsets[delta.index] = offset + sum(map(len, logprobs.tokens))
         return text, logprobs
 
+    def _best(self, deltas: list[Delta]) -> list[Delta]:
+        """With `best_of`, the `n` of each prompt with the highest log-probability per token."""
+        n, each = self.body.n or 1, num_samples(self.body)
+        if n == each:
+            return deltas
+        kept = []
+        for start in range(0, len(deltas), each):
+            kept += sorted(deltas[start : start + each], key=_mean_logprob, reverse=True)[:n]
+        return kept
+
     def _prompt_logprobs(self, source: Sample) -> ShownPromptLogprobs | None:
         num_top = self.body.prompt_logprobs
         known = source.prompt_logprobs
@@ -143,7 +154,11 @@ class CompletionAnswer:
     def _source(self, generation: Generation, delta: Delta) -> Sample:
         """The first sample of a choice's prompt: the one that knows the prompt's logprobs."""
         prompt = generation.samples[delta.index].prompt
-        return generation.samples[prompt * (self.body.n or 1)]
+        return generation.samples[prompt * num_samples(self.body)]
+
+
+def _mean_logprob(delta: Delta) -> float:
+    return sum(delta.logprobs) / max(1, len(delta.logprobs))
 
 
 def _is_one(prompt: object) -> bool:

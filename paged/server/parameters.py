@@ -45,8 +45,11 @@ def check_served(body: Generate) -> None:
         if value is not None and value not in neutral:
             raise not_supported(name, f"not supported by this server yet, got {value!r}")
     if isinstance(body, CompletionRequest):
-        if body.best_of not in (None, body.n or 1):
-            raise not_supported("best_of", f"must equal n ({body.n or 1}), got {body.best_of}")
+        n = body.n or 1
+        if body.best_of is not None and body.best_of < n:
+            raise ApiError(f"best_of must be at least n ({n}), got {body.best_of}", param="best_of")
+        if body.best_of not in (None, n) and body.stream:
+            raise not_supported("best_of", f"above n ({n}) needs stream=false, got {body.best_of}")
         if echoes_logprobs(body) and body.stream and (body.n or 1) > 1:
             raise not_supported("echo", "with logprobs and stream needs n=1")
     if body.stream and body.prompt_logprobs is not None:
@@ -89,6 +92,12 @@ def field_named(message: str, body: Generate) -> str | None:
     if name in ("structured_outputs", "StructuredOutputsParams"):
         return grammar_field(body)
     return name if name in ENGINE_FIELDS or name == "prompt" else None
+
+
+def num_samples(body: Generate) -> int:
+    """Outputs to generate for each prompt; of `best_of` the best `n` are shown."""
+    best_of = body.best_of if isinstance(body, CompletionRequest) else None
+    return best_of or body.n or 1
 
 
 def num_top_logprobs(body: Generate) -> int:

@@ -19,6 +19,7 @@ from paged.server.parameters import (
     check_served,
     field_named,
     num_prompt_logprobs,
+    num_samples,
     output_limit,
     sampling_params,
     stop_strings,
@@ -68,13 +69,13 @@ class Service:
         max_tokens: int | None,
         shown: Sequence[str] = (),
     ) -> list[list[Sample]]:
-        """Requests to the engine, each as its samples: n samples of every prompt in all.
+        """Requests to the engine, each as its samples: n, or best_of, of every prompt in all.
 
         `shown`: if one of them is a special token, the text shows special tokens.
 
         Raises ApiError if one of them can never be served.
         """
-        n = body.n or 1
+        n = num_samples(body)
         if len(prompts) * n > MAX_CHOICES:
             raise ApiError(
                 f"a request may have {MAX_CHOICES} choices at most, got {len(prompts)} prompts "
@@ -141,7 +142,7 @@ class Service:
                 generation.push(Delta(sample.index, "", [], [], finish_reason="length"))
             return generation
         generation = self.client.submit(requests, whole=whole)
-        self.client.metrics.requested(body.n or 1, max_tokens)
+        self.client.metrics.requested(num_samples(body), max_tokens)
         return generation
 
 

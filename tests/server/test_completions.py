@@ -108,6 +108,21 @@ def test_n_samples_have_seeds_of_their_own(client):
     assert first.usage.completion_tokens == 9
 
 
+def test_best_of_shows_the_samples_with_the_best_mean_logprob(client):
+    settings = {"model": "stories", "max_tokens": 3, "temperature": 1.5, "seed": 7}
+    settings |= {"prompt": [PROMPT, "The little dog"], "logprobs": 0}
+    drawn = client.completions.create(n=4, **settings).choices
+    made = client.completions.create(n=2, best_of=4, **settings)
+
+    def mean(choice) -> float:
+        return sum(choice.logprobs.token_logprobs) / len(choice.logprobs.token_logprobs)
+
+    best = [sorted(drawn[first : first + 4], key=mean, reverse=True)[:2] for first in (0, 4)]
+    assert [choice.text for choice in made.choices] == [one.text for two in best for one in two]
+    assert [choice.index for choice in made.choices] == [0, 1, 2, 3]
+    assert made.usage.completion_tokens == 8 * 3
+
+
 def test_greedy_samples_are_equal(client, greedy):
     made = client.completions.create(
         model="stories", prompt=PROMPT, max_tokens=2, temperature=0, n=2

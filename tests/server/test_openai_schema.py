@@ -1,5 +1,6 @@
 """Answers against the core of OpenAI's own specification, where its file is at hand."""
 
+import copy
 import json
 from collections.abc import Callable
 
@@ -31,6 +32,16 @@ def nullable(schema: object) -> object:
     return {"anyOf": [plain, {"type": "null"}]} if schema.get("nullable") is True else plain
 
 
+def add_completion_chunk(schemas: dict[str, dict]) -> None:
+    """The type of streamed completions, which the file gives as that of whole ones: but usage is
+    null until the last chunk (`ChatCompletionStreamOptions`), and a reason until there is one."""
+    chunk = copy.deepcopy(schemas["CreateCompletionResponse"])
+    chunk["properties"]["usage"]["nullable"] = True
+    reason = chunk["properties"]["choices"]["items"]["properties"]["finish_reason"]
+    reason["nullable"] = True
+    schemas["CompletionChunk"] = chunk
+
+
 @pytest.fixture(scope="module")
 def check() -> Callable[[dict, str], None]:
     """Raises if an answer is not of the type that the specification names so."""
@@ -38,7 +49,9 @@ def check() -> Callable[[dict, str], None]:
         path = find_file(None, "openai/openapi_core.json", "github.com/openai/openai-openapi")
     except ValueError as error:
         pytest.skip(str(error))
-    specification = nullable(json.loads(path.read_text()))
+    specification = json.loads(path.read_text())
+    add_completion_chunk(specification["components"]["schemas"])
+    specification = nullable(specification)
 
     def validate(answer: dict, name: str) -> None:
         schema = {"$ref": f"#/components/schemas/{name}", "components": specification["components"]}
@@ -60,14 +73,27 @@ def test_chats(http, check, more):
     check(made, "CreateChatCompletionResponse")
 
 
+@pytest.mark.parametrize("more", [{}, {"n": 2, "prompt": ["Once", "The"], "logprobs": None}])
+def test_completion_streams(http, check, more):
+    events = streamed(http, "/v1/completions", TEXT | more)
+    for event in events:
+        check(event, "CompletionChunk")
+    reasons = [choice["finish_reason"] for event in events for choice in event["choices"]]
+    assert reasons.count("length") == (4 if more else 1)
+    assert [event["usage"] is None for event in events] == [True] * (len(events) - 1) + [False]
+
+
 @pytest.mark.parametrize("more", [{"logprobs": True}, pytest.param(TOOLS, marks=pytest.mark.slow)])
 def test_chat_streams(http, check, more):
-    body = CHAT | more | STREAM
-    with http.stream("POST", "/v1/chat/completions", json=body) as stream:
+    for event in streamed(http, "/v1/chat/completions", CHAT | more):
+        check(event, "CreateChatCompletionStreamResponse")
+
+
+def streamed(http, path: str, body: dict) -> list[dict]:
+    with http.stream("POST", path, json=body | STREAM) as stream:
         events = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
     assert events.pop() == "[DONE]"
-    for event in events:
-        check(json.loads(event), "CreateChatCompletionStreamResponse")
+    return [json.loads(event) for event in events]
 
 
 def test_models_and_errors(http, check):
