@@ -208,7 +208,7 @@ class Limits:
 
     def accept(
         self,
-        prompt_token_ids: Sequence[int],
+        prompt_token_ids: Sequence[int] | np.ndarray,
         params: SamplingParams,
         request_id: str,
         prompt: str | None,
@@ -216,7 +216,10 @@ class Limits:
     ) -> LiveRequest:
         """The request's first output, ready to queue with its group. Raises ValueError if it could
         never be served."""
-        ids = [int(token) for token in prompt_token_ids]
+        if isinstance(prompt_token_ids, np.ndarray):
+            ids = prompt_token_ids.tolist()
+        else:
+            ids = list(map(int, prompt_token_ids))
         longest = self.sizes.max_model_len
         ids = ids[len(ids) - params.keep_of_prompt(len(ids), longest) :]
         if not ids:

@@ -125,10 +125,21 @@ class KVManager(Part, ABC):
         """Take back the pages of finished and preempted rows, and close the step."""
 
     @abstractmethod
-    def memory_split(self, requests: RequestTable) -> dict[str, int]:
+    def memory_split(
+        self,
+        requests: RequestTable,
+        counters: torch.Tensor | None = None,
+        ends: torch.Tensor | None = None,
+    ) -> dict[str, int]:
         """Slots of KV memory by use between two steps: token_states, reserved, internal_waste,
         external_waste, cached and free, which make up the pool (reads the device; for
-        experiments)."""
+        experiments).
+
+        Args:
+            requests: the table, or what a snapshot holds of it: `sizes`, `columns` and their names.
+            counters: the pool's of the same moment; None: as they are now.
+            ends: [R] int32 tokens that the running rows go on to have; None: their `max_len`.
+        """
 
     @abstractmethod
     def check(self, requests: RequestTable) -> None:

@@ -112,20 +112,7 @@ class Ledger:
             self._admit(by_slot[slot], cached)
         for slot in report.preempted_slots:
             self._preempt(by_slot[slot])
-        touched: list[LiveRequest] = []
-        for slot, token, logprob in zip(report.token_slots, report.token_ids, report.logprobs):
-            live = by_slot[slot]
-            live.token_ids.append(token)
-            live.logprobs.append(logprob)
-            metrics = live.output.metrics
-            metrics.last_token_time = now
-            metrics.num_output_tokens += 1
-            if live.prefilling:
-                live.prefilling = False
-                self._prefill_tokens -= live.to_prefill
-                metrics.first_token_time = metrics.first_token_time or now
-            if not touched or touched[-1] is not live:  # several tokens of a row come together
-                touched.append(live)
+        touched = self._take_tokens(report, now)
         for slot, top in report.tops.items():
             by_slot[slot].take_top(top)
         for slot, reason in zip(report.end_slots, report.end_reasons):
@@ -147,6 +134,29 @@ class Ledger:
             and not report.end_slots
         )
         return touched
+
+    def _take_tokens(self, report: Report, now: float) -> list[LiveRequest]:
+        """Append what was drawn; returns the requests that drew."""
+        by_slot: list = self._by_slot
+        touched: list[LiveRequest] = []
+        for slot, token, logprob in zip(report.token_slots, report.token_ids, report.logprobs):
+            live = by_slot[slot]
+            live.token_ids.append(token)
+            live.logprobs.append(logprob)
+            metrics = live.output.metrics
+            metrics.last_token_time = now
+            metrics.num_output_tokens += 1
+            if live.prefilling:
+                self._end_prefill(live, now)
+            if not touched or touched[-1] is not live:  # several tokens of a row come together
+                touched.append(live)
+        return touched
+
+    def _end_prefill(self, live: LiveRequest, now: float) -> None:
+        live.prefilling = False
+        self._prefill_tokens -= live.to_prefill
+        metrics = live.output.metrics
+        metrics.first_token_time = metrics.first_token_time or now
 
     def _follow_beams(self, report: Report) -> None:
         """Tell the searches what their beams did in a step."""

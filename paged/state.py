@@ -161,6 +161,7 @@ class PagePool:
 
         self.counters = ints(col.NUM_COUNTERS, dtype=torch.int64)
         self.counters[col.TAIL.value] = pages
+        self.counters[[col.TOKEN_LIMIT.value, col.EVICT_LIMIT.value]] = col.NO_LIMIT
         self.free_ring = ints(next_power_of_2(pages))
         self.free_ring[:pages] = torch.arange(pages, dtype=torch.int32, device=device)
         self.ref_count = ints(pages)

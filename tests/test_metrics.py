@@ -9,6 +9,7 @@ from rich.console import Console
 from paged.engine import StepStats
 from paged.intake import LiveRequest
 from paged.kernels.control.columns import HEAD, NUM_CACHED
+from paged.kv.paged import PagedKV
 from paged.request import CompletionOutput, RequestMetrics, RequestOutput, SamplingParams
 from paged.state import RUNNING, PagePool, RequestTable, Sizes
 from paged.tasks.metrics import RunMetrics, table
@@ -45,7 +46,9 @@ def metrics() -> RunMetrics:
     requests.num_pages[:2] = torch.tensor([4, 1])
     pool = PagePool(sizes, "cpu")
     pool.counters[HEAD.value], pool.counters[NUM_CACHED.value] = 6, 1
-    metrics = RunMetrics(SimpleNamespace(requests=requests, pool=pool, sizes=sizes))
+    kv = PagedKV(page_size=16, num_pages=10)
+    kv.pool = pool
+    metrics = RunMetrics(SimpleNamespace(requests=requests, pool=pool, sizes=sizes, kv=kv))
     metrics.begin()
     metrics.step(step(num_tokens=36, num_seqs=2, free_pages=4, cached_pages=1, cached_tokens=16))
     metrics.step(step(num_tokens=2, num_seqs=2, free_pages=8, cached_pages=1, num_preempted=1))
@@ -78,6 +81,7 @@ def test_memory_is_split_where_most_pages_were_in_use(metrics):
             "token_states": 36 / 160,
             "reserved": 11 / 160,
             "internal_waste": 33 / 160,
+            "external_waste": 0,
             "cached": 16 / 160,
             "free": 64 / 160,
         }

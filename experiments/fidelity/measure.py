@@ -1,6 +1,9 @@
 """The same requests through the engine and through the simulator: how far apart are they?
 
-Prints a JSON object: each metric in both, and the relative error. See README.md.
+    python experiments/fidelity/measure.py --model qwen3-0.6b --load dummy --save qwen3-0.6b.json
+
+Prints a JSON object: each metric in both, and the relative error. `--save` keeps the clock that
+was fitted, with its residuals: `task=simulate task.step_time=qwen3-0.6b.json` runs by it.
 """
 
 import argparse
@@ -8,18 +11,22 @@ import json
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from paged.eviction.base import ScoreEviction
 from paged.eviction.lru import score as lru
 from paged.kv.paged import PagedKV
 from paged.llm import LLM
+from paged.models.spec import kv_bytes_per_page
 from paged.request import SamplingParams
 from paged.schedulers.base import RankScheduler
 from paged.simulator.engine import SimulatedEngine
-from paged.simulator.results import Results, percentiles
+from paged.simulator.results import Results
 from paged.simulator.simulation import Arrival, arrivals, feed
 from paged.simulator.step_time import MeasuredStep, StepTime, fit
+from paged.simulator.totals import percentiles
+from paged.tasks.run_folder import provenance
 from paged.workloads.synthetic import Synthetic
 
 COMPARED = ("seconds", "output_tokens_per_s", "prefix_hit_rate", "preemptions")
@@ -29,7 +36,8 @@ TIMES = ("ttft", "tpot", "e2e")
 def trace(arguments: argparse.Namespace, seed: int) -> list[Arrival]:
     workload = Synthetic(
         num_requests=arguments.requests, rate=arguments.rate, input_mean=arguments.input_mean,
-        output_mean=arguments.output_mean, turns=3.0, seed=seed,
+        output_mean=arguments.output_mean, turns=3.0, think=1.0, tpot=0.005, seed=seed,
+        vocab_size=arguments.vocab_size,
     )  # fmt: skip
     longest = arguments.max_model_len
     return [one for one in arrivals(workload, SamplingParams()) if fits(one, longest)]
@@ -85,7 +93,7 @@ def in_the_engine(llm: LLM, requests: Sequence[Arrival]) -> tuple[dict, list[Mea
 
 def in_the_simulator(llm: LLM, parts: dict, clock: StepTime, requests: Sequence[Arrival]) -> dict:
     engine = SimulatedEngine(
-        sizes=llm.engine.sizes, step_seconds=clock.seconds, vocab_size=2000,
+        sizes=llm.engine.sizes, step_seconds=clock.seconds, vocab_size=llm.spec.vocab_size,
         in_flight=llm.engine.in_flight, **parts,
     )  # fmt: skip
     results = Results(engine, lambda record: None)
@@ -109,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="stories")
     parser.add_argument("--load", default="auto")
-    parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--rate", type=float, default=20.0)
     parser.add_argument("--input-mean", type=float, default=161.31)
     parser.add_argument("--output-mean", type=float, default=337.99)
@@ -117,14 +125,24 @@ def main() -> None:
     parser.add_argument("--max-num-seqs", type=int, default=256)
     parser.add_argument("--max-num-batched-tokens", type=int, default=8192)
     parser.add_argument("--num-pages", type=int, default=8192)
+    parser.add_argument("--vocab-size", type=int, default=2000, help="not above the model's")
+    parser.add_argument("--save", type=Path, help="file for the clock that was fitted")
     arguments = parser.parse_args()
     llm = LLM(
         arguments.model, load=arguments.load, max_model_len=arguments.max_model_len,
         **components(arguments),
     )  # fmt: skip
-    in_the_engine(llm, trace(arguments, seed=2))  # compiles what is left
+    in_the_engine(llm, trace(arguments, seed=2)[: arguments.requests // 5])  # compiles the rest
     _, steps = in_the_engine(llm, trace(arguments, seed=1))
-    clock = fit(steps, model=arguments.model, source="experiments/fidelity, seed 1")
+    clock = fit(
+        steps,
+        model=arguments.model,
+        device=provenance()["device"],
+        source=f"experiments/fidelity/measure.py, seed 1: {len(steps)} steps of {llm.dtype}",
+        kv_bytes_per_token=kv_bytes_per_page(llm.spec, 1, llm.dtype),
+    )
+    if arguments.save is not None:
+        clock.save(arguments.save)
     engine, _ = in_the_engine(llm, trace(arguments, seed=0))
     simulator = in_the_simulator(llm, components(arguments), clock, trace(arguments, seed=0))
     names = [*COMPARED, *(f"{name}_p{q}" for name in TIMES for q in (50, 90, 99))]

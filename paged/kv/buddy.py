@@ -113,9 +113,14 @@ class ContiguousKV(PagedKV):
             if state == RUNNING and slot not in self.held:  # admitted because nothing else runs
                 assert self._hold(requests, slot, arrival[slot]), "an empty pool has no block"
 
-    def memory_split(self, requests: RequestTable) -> dict[str, int]:
+    def memory_split(
+        self,
+        requests: RequestTable,
+        counters: torch.Tensor | None = None,
+        ends: torch.Tensor | None = None,
+    ) -> dict[str, int]:
         """As `PagedKV`'s; external waste is the rounding to blocks too."""
-        split, rounding = super().memory_split(requests), 0
+        split, rounding = super().memory_split(requests, counters, ends), 0
         size, longest = requests.sizes.page_size, requests.sizes.max_model_len
         running = (requests.status == RUNNING).nonzero().flatten()
         columns = (requests.prompt_len, requests.max_len, requests.num_pages)

@@ -105,10 +105,15 @@ class PagedKV(KVManager):
     def release(self, requests: RequestTable, plan: StepPlan, events: Events) -> None:
         release(requests, self.pool, plan, events)
 
-    def memory_split(self, requests: RequestTable) -> dict[str, int]:
+    def memory_split(
+        self,
+        requests: RequestTable,
+        counters: torch.Tensor | None = None,
+        ends: torch.Tensor | None = None,
+    ) -> dict[str, int]:
         """Slots of KV memory by use, as in Fig. 2 of Kwon et al., SOSP 2023; reads the device.
 
-        Of what running requests hold beyond their computed tokens, those up to `max_len` are
+        Of what running requests hold beyond their computed tokens, those up to their end are
         reserved, and the rest is internal waste. An allocator that reserves ahead wastes what is
         free while a request with an open seat waits for its stretch: external waste. Shared pages
         count once.
@@ -118,11 +123,14 @@ class PagedKV(KVManager):
         status = columns[STATUS.value]
         running = (status == RUNNING).nonzero()[0]
         computed, held, longest = columns[COMPUTED_HELD_LONGEST, running]
+        if ends is not None:
+            longest = ends.numpy()[running]
         held = held + columns[NUM_DROPPED.value, running]
         unused = held * size - computed
         reserved = int(np.minimum(unused, np.maximum(longest - computed, 0)).sum())
         beyond = int(unused.sum())
-        head, tail, cached = self.pool.counters.cpu().numpy()[HEAD_TAIL_CACHED].tolist()
+        counters = self.pool.counters if counters is None else counters
+        head, tail, cached = counters.cpu().numpy()[HEAD_TAIL_CACHED].tolist()
         free, external = (tail - head) * size, 0
         taken = (sizes.num_pages - cached) * size - free
         has_seat = len(running) < sizes.max_num_seqs

@@ -15,11 +15,13 @@ import torch
 from paged.engine import Engine
 from paged.intake import LiveRequest
 from paged.interfaces import Eviction, KVManager, Scheduler
+from paged.kernels.control.draw_known import draw_known
 from paged.kernels.control.ingest import ingest
 from paged.kernels.control.update import update
 from paged.ledger import Ledger
 from paged.mailbox import Report
 from paged.request import SamplingParams
+from paged.simulator.known import KnownAnswers
 from paged.simulator.stages.host import HostStages
 from paged.state import Sizes
 from paged.stats import Flight
@@ -29,13 +31,18 @@ StepSeconds = Callable[[int, int, int], float]  # (tokens, sequences, keys) -> s
 
 
 class VirtualClock:
-    """Seconds that pass when they are told to."""
+    """Time that passes when it is told to, in whole nanoseconds: sums are exact on any machine."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.ns = 0
+
+    @property
+    def now(self) -> float:
+        """Seconds."""
+        return self.ns / 1e9
 
     def __call__(self) -> float:
-        return self.now
+        return self.ns / 1e9
 
 
 class Work(NamedTuple):
@@ -55,8 +62,8 @@ class TimedEngine(Engine):
     takes no time. With a model it computes as ever: only the clock is another.
 
     Args:
-        step_seconds: `(tokens, sequences, keys) -> seconds` of a step; keys are the sum of the
-            sequences' lengths.
+        step_seconds: `(tokens, sequences, keys) -> seconds` of a step, to the nanosecond; keys are
+            the sum of the sequences' lengths.
         arguments: `Engine`'s, but its clock.
     """
 
@@ -65,12 +72,16 @@ class TimedEngine(Engine):
         self.step_seconds = step_seconds
         self.on_report: Callable[[Report, Work], None] | None = None  # a step, as it ended
         self.on_launch: Callable[[], None] | None = None  # the step has changed the state
-        self.idle_since = 0.0  # when the device ended the last step that has been read
-        self._launched: deque[tuple[float, Work]] = deque()
+        self.idle_since = 0  # when the device ended the last step that has been read, ns
+        self._launched: deque[tuple[int, Work]] = deque()
         super().__init__(clock=self.virtual, **arguments)
 
     def submit_at(
-        self, arrival: float, prompt_token_ids: Sequence[int], params: SamplingParams, **names: Any
+        self,
+        arrival: float,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        **names: Any,
     ) -> LiveRequest:
         """`submit` for a request that came at `arrival`, which is not later than now."""
         live = self.submit(prompt_token_ids, params, **names)
@@ -82,7 +93,7 @@ class TimedEngine(Engine):
         work = self._planned()
         if self.on_launch is not None:
             self.on_launch()
-        self._launched.append((self.virtual.now, work))
+        self._launched.append((self.virtual.ns, work))
 
     def _planned(self) -> Work:
         """What the step just launched computes."""
@@ -95,10 +106,11 @@ class TimedEngine(Engine):
         launched, work = self._launched.popleft()
         begin = max(launched, self.idle_since)
         seconds = self.step_seconds(work.num_tokens, work.num_seqs, work.num_keys)
-        self.idle_since = begin + seconds
-        self.virtual.now = max(self.virtual.now, self.idle_since)
+        duration = round(seconds * 1e9)
+        self.idle_since = begin + duration
+        self.virtual.ns = max(self.virtual.ns, self.idle_since)
         if self.on_report is not None:
-            self.on_report(report, work._replace(begin=begin, seconds=seconds))
+            self.on_report(report, work._replace(begin=begin / 1e9, seconds=duration / 1e9))
         return report
 
 
@@ -119,7 +131,7 @@ class SimulatedSteps:
             requests, step.pool, plan, capacity=capacity, reserve=kv.reserve_len
         )
         kv.reserve(requests, plan)
-        self.stages.draw_known()
+        draw_known(requests, plan)
         update(requests, step.pool, plan, step.mailbox.events)
         kv.commit(requests, plan)
         kv.release(requests, plan, step.mailbox.events)
@@ -167,6 +179,8 @@ class SimulatedEngine(TimedEngine):
             vocab_size=vocab_size,
             in_flight=in_flight,
         )
+        self.ledger = KnownAnswers(sizes, self.capacities)
+        self._queue.ledger = self.ledger
         self.stages = HostStages(self.requests, self.pool, self.device_step.plan)
         self.steps = cast(Any, SimulatedSteps(self.device_step, self.stages))
 
@@ -184,4 +198,6 @@ class SimulatedEngine(TimedEngine):
                 f"a simulated request must bring its answer: forced_token_ids of max_tokens="
                 f"{params.max_tokens} tokens, got {len(params.forced_token_ids)}"
             )
+        if params.prompt_logprobs is not None or params.logprobs is not None:
+            raise ValueError("logprobs and prompt_logprobs must be None: nothing computes logits")
         return super().submit(prompt_token_ids, params, **names)

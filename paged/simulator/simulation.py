@@ -27,6 +27,11 @@ class Arrival:
     tokens: Callable[[], tuple[np.ndarray, np.ndarray]]  # prompt and answer
     sampling: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def time_ns(self) -> int:
+        """When it comes, on the virtual clock."""
+        return round(self.time * 1e9)
+
     def params(self, answer: np.ndarray) -> SamplingParams:
         """Draws exactly the answer."""
         known = {"max_tokens": len(answer), "ignore_eos": True, "detokenize": False}
@@ -94,13 +99,14 @@ def feed(
     do, the clock jumps to the next arrival. One that can never be served goes to `refuse` with the
     reason.
     """
-    coming = deque(sorted(requests, key=lambda arrival: arrival.time))
+    coming = deque(sorted(requests, key=lambda arrival: arrival.time_ns))
     clock = engine.virtual
-    while coming or engine.has_unfinished:
-        if not engine.has_unfinished:
-            clock.now = max(clock.now, coming[0].time)
-        while coming and coming[0].time <= clock.now:
+    while True:
+        while coming and (coming[0].time_ns <= clock.ns or not engine.has_unfinished):
+            clock.ns = max(clock.ns, coming[0].time_ns)
             _submit(engine, coming.popleft(), refuse)
+        if not engine.has_unfinished:
+            return
         for live in engine.step():
             if live.output.finished:
                 yield live
@@ -108,9 +114,10 @@ def feed(
 
 def _submit(engine: TimedEngine, arrival: Arrival, refuse: Callable[[Arrival, str], None]) -> None:
     try:
-        prompt, answer = arrival.tokens()
+        tokens, answer = arrival.tokens()
+        prompt: Any = tokens  # an array is taken as it is
         live = engine.submit_at(
-            arrival.time, prompt.tolist(), arrival.params(answer), request_id=str(arrival.number)
+            arrival.time, prompt, arrival.params(answer), request_id=str(arrival.number)
         )
     except ValueError as error:
         refuse(arrival, str(error))

@@ -13,6 +13,7 @@ Least squares of the relative error (rows are divided by the measured seconds), 
 all sizes, which is exact for so few, and `free_tokens` from a short list.
 """
 
+import functools
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -72,13 +73,17 @@ class StepTime:
         if self.constant == 0 and self.token == 0:
             raise ValueError("step_time.constant and token are both 0: time would stand still")
 
+    @functools.cached_property
+    def femtoseconds(self) -> tuple[int, ...]:
+        """The coefficients as whole numbers, in the order of `TERMS`."""
+        return tuple(round(getattr(self, name) * 1e15) for name in TERMS)
+
     def seconds(self, num_tokens: int, num_seqs: int, num_keys: int) -> float:
-        return (
-            self.constant
-            + self.token * max(0, num_tokens - self.free_tokens)
-            + self.sequence * num_seqs
-            + self.key * num_keys
-        )
+        """Of a step, in whole nanoseconds; summed in integers, so that every machine agrees."""
+        constant, token, sequence, key = self.femtoseconds
+        beyond = max(0, num_tokens - self.free_tokens)
+        work = constant + token * beyond + sequence * num_seqs + key * num_keys
+        return max(1, work // 1_000_000) / 1e9
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")

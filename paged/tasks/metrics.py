@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,7 @@ from rich.table import Table
 
 from paged.engine import Engine, StepStats
 from paged.intake import LiveRequest
-from paged.kernels.control.columns import COLUMN_NAMES, HEAD, NUM_CACHED, TAIL
-from paged.state import RUNNING
+from paged.kernels.control.columns import COLUMN_NAMES
 
 PERCENTILES = (50, 90, 99)
 
@@ -25,6 +25,7 @@ class RunMetrics:
 
     def __init__(self, engine: Engine) -> None:
         self.requests, self.pool, self.sizes = engine.requests, engine.pool, engine.sizes
+        self.kv = engine.kv
         self.num_steps = self.computed_tokens = self.sequences = 0
         self.preemptions = self.cached_tokens = self.recomputed_tokens = 0
         self.draft_tokens = self.accepted_tokens = 0
@@ -104,37 +105,21 @@ class RunMetrics:
         return summary
 
     def _memory_split(self, requests: Sequence[LiveRequest]) -> dict[str, float]:
-        """Shares of the pool when most pages were in use, as in Fig. 2 of Kwon et al., SOSP 2023.
-
-        Of the slots held beyond a request's computed tokens, those that it went on to fill were
-        reserved, and the rest was internal waste. Shared pages count once.
+        """Shares of the pool when most pages were in use, see `KVManager.memory_split`: reserved is
+        what the requests went on to fill.
         """
         if self.requests.columns.is_cuda:
             torch.cuda.synchronize(self.requests.columns.device)  # the copies; the run is over
-        page_size, num_pages = self.sizes.page_size, self.sizes.num_pages
+        columns = dict(zip(COLUMN_NAMES, self._columns))
+        snapshot: Any = SimpleNamespace(sizes=self.sizes, columns=self._columns, **columns)
         final = {
             live.ticket: len(live.output.prompt_token_ids) + len(live.output.outputs[0].token_ids)
             for live in requests
         }
-        names = ("status", "arrival", "num_computed_tokens", "num_pages", "num_dropped")
-        columns = (self._columns[COLUMN_NAMES.index(name)].tolist() for name in names)
-        reserved = internal = 0
-        for status, arrival, computed, held, dropped in zip(*columns):
-            if status == RUNNING:
-                unused = (held + dropped) * page_size - computed
-                to_come = min(unused, max(0, final.get(arrival, 0) - computed))
-                reserved += to_come
-                internal += unused - to_come
-        counters = self._counters.tolist()
-        free, cached = counters[TAIL.value] - counters[HEAD.value], counters[NUM_CACHED.value]
-        slots = {
-            "token_states": (num_pages - free - cached) * page_size - reserved - internal,
-            "reserved": reserved,
-            "internal_waste": internal,
-            "cached": cached * page_size,
-            "free": free * page_size,
-        }
-        return {name: count / (num_pages * page_size) for name, count in slots.items()}
+        ends = [final.get(ticket, 0) for ticket in columns["arrival"].tolist()]
+        slots = self.kv.memory_split(snapshot, self._counters, torch.tensor(ends))
+        total = self.sizes.num_pages * self.sizes.page_size
+        return {name: count / total for name, count in slots.items()}
 
 
 def table(summary: dict[str, Any]) -> Table:

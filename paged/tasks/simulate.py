@@ -1,25 +1,32 @@
 """task=simulate: the workload through the engine's control plane on a virtual clock, no model."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from paged.eviction.base import ScoreEviction
 from paged.eviction.lru import score as lru
+from paged.intake import Limits
+from paged.kernels.launch import interpreted
 from paged.kv.paged import PagedKV
 from paged.loggers.base import Logger
 from paged.request import SamplingParams
 from paged.schedulers.base import RankScheduler
+from paged.simulator.device import DeviceSimulation, why_not
+from paged.simulator.device_results import DeviceResults
 from paged.simulator.engine import SimulatedEngine
-from paged.simulator.results import TIMES, Results
+from paged.simulator.results import Results
+from paged.simulator.script import write_script
 from paged.simulator.simulation import Arrival, arrivals, feed
 from paged.simulator.step_time import StepTime, load_step_time
+from paged.simulator.totals import PERCENTILES, TIMES, Totals
+from paged.sizing import resolve_device
 from paged.state import Sizes
 from paged.tasks.generate import progress_line
-from paged.tasks.metrics import PERCENTILES
 from paged.tasks.recipe import Recipe
 from paged.tasks.run_folder import RunFolder
 
@@ -39,7 +46,8 @@ def simulate(
     seconds: float | None = None,
     steps: bool = True,
 ) -> None:
-    """Simulate the workload to its end.
+    """Simulate the workload to its end: on the GPU where there is one and every part can run there,
+    else on the host. Both decide the same.
 
     The step-time model stands for model and GPU: `model=` is not read, except for max_model_len.
 
@@ -57,12 +65,10 @@ def simulate(
     ]
     if not requests:
         raise ValueError(f"workload: no request arrives within seconds={seconds}")
-    engine = build_engine(recipe, requests, clock, kv_memory_gib, in_flight)
-    # What is refused gets no ticket, so policies that read the future must not see it.
-    limit = engine.sizes.max_model_len
-    served = [one for one in requests if one.prompt_len + one.output_len <= limit]
-    prompts = (one.tokens()[0] for one in sorted(served, key=lambda one: one.time))
-    engine.device_step.eviction.foresee(prompts, engine.requests)
+    parts = parts_of(recipe, requests, clock, kv_memory_gib)
+    parts["in_flight"] = in_flight
+    device = device_of(recipe, parts, console)
+    refused: list[str] = []
     with folder, progress_line(console) as progress:
         logger.start(folder.config, folder.manifest, folder.path)
         shown = progress.add_task("", total=len(requests), state="")
@@ -71,22 +77,33 @@ def simulate(
             if steps:
                 folder.step(record)
             logger.step(record)
-            if record["step"] % 64 == 0:
-                progress.update(shown, state=results.line())
 
         def refuse(arrival: Arrival, reason: str) -> None:
             refused.append(reason)
             folder.request({"request_id": str(arrival.number), "error": reason})
             progress.advance(shown)
 
-        refused: list[str] = []
-        results = Results(engine, on_step)
-        for live in feed(engine, requests, refuse):
-            folder.request(results.request(live))
-            progress.advance(shown)
+        results: Totals
+        if device is None:
+            engine = host_engine(parts, requests, clock)
+            results = watched = Results(engine, on_step)
+            for live in feed(engine, requests, refuse):
+                folder.request(watched.request(live))
+                progress.update(shown, advance=1, state=results.line())
+        else:
+            script = write_script(
+                requests, limits_of(parts, requests), refuse, shares=parts["kv"].reserve_len is None
+            )
+            simulation = DeviceSimulation(script, step_time=clock, device=device, **parts)
+            listens = steps or type(logger) is not Logger
+            results = driven = DeviceResults(simulation, on_step if listens else None)
+            driven.run(lambda: progress.update(shown, state=driven.line()))
+            for record in results.records:
+                folder.request(record)
         summary = results.summary(len(refused)) | {
             "step_time": step_time,
             "step_time_mean_error": clock.mean_error,
+            "simulated_on": "cpu" if device is None else torch.cuda.get_device_name(device),
         }
         folder.metrics(summary)
         logger.finish(summary)
@@ -98,19 +115,14 @@ def simulate(
     console.print(f"run folder: {path}")
 
 
-def build_engine(
-    recipe: Recipe,
-    requests: Sequence[Arrival],
-    clock: StepTime,
-    kv_memory_gib: float = 40.0,
-    in_flight: int = 2,
-) -> SimulatedEngine:
-    """The engine of a recipe without its model, with room for the longest of the requests."""
+def parts_of(
+    recipe: Recipe, requests: Sequence[Arrival], clock: StepTime, kv_memory_gib: float
+) -> dict[str, Any]:
+    """The engine's parts but for its model, with room for the longest of the requests."""
     given = recipe.arguments
     scheduler = given.get("scheduler") or RankScheduler()
     kv = given.get("kv") or PagedKV()
     longest = max(one.prompt_len + one.output_len for one in requests)
-    length = given.get("max_model_len") or longest
     num_pages = kv.num_pages
     if num_pages is None:
         if clock.kv_bytes_per_token == 0:
@@ -123,19 +135,52 @@ def build_engine(
         num_slots=given.get("num_slots") or max(scheduler.max_num_seqs, WAITING_ROWS),
         max_num_seqs=scheduler.max_num_seqs,
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
-        max_model_len=length,
+        max_model_len=given.get("max_model_len") or longest,
         page_size=kv.page_size,
         num_pages=num_pages,
     )
-    return SimulatedEngine(
-        sizes=sizes,
-        scheduler=scheduler,
-        kv=kv,
-        eviction=given.get("eviction") or ScoreEviction(lru),
-        step_seconds=clock.seconds,
-        vocab_size=max(one.vocab_size for one in requests),
-        in_flight=in_flight,
-    )
+    eviction = given.get("eviction") or ScoreEviction(lru)
+    return {"sizes": sizes, "scheduler": scheduler, "kv": kv, "eviction": eviction}
+
+
+def device_of(recipe: Recipe, parts: Mapping[str, Any], console: Console) -> torch.device | None:
+    """The GPU that the simulation runs on, or None for the host; says why it is not the GPU.
+
+    Raises ValueError if engine=graph asks for a GPU that cannot be used.
+    """
+    wanted = recipe.arguments.get("device")
+    reason = why_not(parts["scheduler"], parts["kv"], parts["eviction"])
+    if interpreted() or wanted == "cpu":
+        reason = reason or "no GPU is in use"
+    elif reason is None:
+        return resolve_device(wanted)
+    else:
+        console.print(f"simulated on the CPU: {reason}")
+    if recipe.arguments.get("engine") == "graph":
+        raise ValueError(f"engine=graph cannot be simulated: {reason}; use engine=auto")
+    return None
+
+
+def host_engine(
+    parts: Mapping[str, Any], requests: Sequence[Arrival], clock: StepTime
+) -> SimulatedEngine:
+    """The engine on the host, with an eviction that knows what is to come."""
+    engine = SimulatedEngine(step_seconds=clock.seconds, vocab_size=vocab_of(requests), **parts)
+    # What is refused gets no ticket, so policies that read the future must not see it.
+    limit = engine.sizes.max_model_len
+    served = [one for one in requests if one.prompt_len + one.output_len <= limit]
+    prompts = (one.tokens()[0] for one in sorted(served, key=lambda one: one.time))
+    engine.device_step.eviction.foresee(prompts, engine.requests)
+    return engine
+
+
+def limits_of(parts: Mapping[str, Any], requests: Sequence[Arrival]) -> Limits:
+    """What an engine of these parts would take."""
+    return Limits(parts["sizes"], vocab_of(requests), (), parts["kv"].peak_pages)
+
+
+def vocab_of(requests: Sequence[Arrival]) -> int:
+    return max(one.vocab_size for one in requests)
 
 
 def table(summary: dict[str, Any], clock: StepTime) -> Table:

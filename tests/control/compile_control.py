@@ -9,7 +9,9 @@ from dataclasses import replace
 import torch
 
 import paged  # noqa: F401 - has a say in TRITON_INTERPRET
+from paged.eviction.base import ScoreEviction
 from paged.eviction.lru import score
+from paged.intake import Limits
 from paged.kernels.control.beam_repoint import beam_repoint
 from paged.kernels.control.beam_select import beam_select
 from paged.kernels.control.budget import PageBudget
@@ -25,10 +27,18 @@ from paged.kernels.control.release import release
 from paged.kernels.control.schedule import schedule
 from paged.kernels.control.update import update
 from paged.kv.contiguous_max import reserve_len
+from paged.kv.paged import PagedKV
 from paged.mailbox import Mailbox
+from paged.request import SamplingParams
+from paged.schedulers.base import RankScheduler
 from paged.schedulers.fcfs import rank
+from paged.simulator.device import DeviceSimulation
+from paged.simulator.script import write_script
+from paged.simulator.simulation import arrivals
+from paged.simulator.step_time import StepTime
 from paged.state import PagePool, RequestTable, Sizes, StepPlan
 from paged.testing.compiling import GFX942, SM90, compiled_launches
+from paged.workloads.request import Request
 
 
 def control_compile_cases(sizes: Sizes) -> Iterator[Callable[[], None]]:
@@ -70,6 +80,21 @@ def control_compile_cases(sizes: Sizes) -> Iterator[Callable[[], None]]:
     yield lambda: prepare(*holes)
     yield lambda: compress_rows(compressed, drops)
     yield lambda: drop_pages(compressed, pool, drops)
+    yield driven(sizes, PagedKV(page_size=16), in_flight=1).step
+    yield driven(sizes, PagedKV(page_size=16, reserve_len=reserve_len), in_flight=3).step
+
+
+def driven(sizes: Sizes, kv: PagedKV, in_flight: int) -> DeviceSimulation:
+    """Steps without a model, which the device drives by itself."""
+    item = Request(arrival=0.0, spans=((1, 40),), output_len=3, output=2)
+    limits = Limits(sizes, item.vocab_size, (), kv.peak_pages)
+    script = write_script(
+        arrivals([item], SamplingParams()), limits, lambda *why: None, shares=True
+    )
+    return DeviceSimulation(
+        script, sizes=sizes, scheduler=RankScheduler(), kv=kv, eviction=ScoreEviction(score),
+        step_time=StepTime(0.01), device=torch.device("cpu"), in_flight=in_flight,
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ KERNELS = {
     "_update_kernel", "_claim_kernel", "_publish_kernel", "_release_kernel", "_score_kernel",
     "_histogram_kernel", "_count_kernel", "_collect_kernel", "_settle_kernel",
     "_beam_select_kernel", "_beam_repoint_kernel", "_grant_drafts_kernel", "_verify_drafts_kernel",
-    "_compress_rows_kernel", "_mark_pages_kernel", "_drop_pages_kernel",
+    "_compress_rows_kernel", "_mark_pages_kernel", "_drop_pages_kernel", "_drive_kernel",
+    "_draw_known_kernel",
 }  # fmt: skip
 
 

@@ -22,7 +22,8 @@ def measured(truth: StepTime, noise: float = 0.0) -> list[MeasuredStep]:
         seqs = rng.randint(1, 256)
         tokens = seqs + rng.choice((0, 0, 100, 3000))
         keys = seqs * rng.randint(10, 4000)
-        exact = truth.seconds(tokens, seqs, keys)
+        beyond = max(0, tokens - truth.free_tokens)
+        exact = truth.constant + truth.token * beyond + truth.sequence * seqs + truth.key * keys
         steps.append(MeasuredStep(tokens, seqs, keys, exact * (1 + noise * rng.uniform(-1, 1))))
     return steps
 

@@ -74,7 +74,11 @@ STEP = tl.constexpr(3)
 NOW_MS = tl.constexpr(4)
 TICKET = tl.constexpr(5)  # admissions ever made
 SHORTFALL = tl.constexpr(6)  # pages the last schedule wanted beyond the free ones
-NUM_COUNTERS = 7
+# Limits beside the host's, for who drives the steps from the device (drive.py).
+TOKEN_LIMIT = tl.constexpr(7)  # tokens of a step
+EVICT_LIMIT = tl.constexpr(8)  # pages of an eviction
+NUM_COUNTERS = 9
+NO_LIMIT = 2**62
 
 BUCKET_WAYS = tl.constexpr(16)  # entries of one bucket of the prefix table
 NUM_STOP_IDS = tl.constexpr(8)  # stop token ids a request can have

@@ -3,7 +3,7 @@
 Maintenance, not a stage of the step: the host launches it when the free pages it last saw fall
 under the low-water mark or a step reported a shortfall. How many pages go is decided on the device:
 
-    k = clamp(max(low_water - free, shortfall), 0, cached)
+    k = clamp(max(low_water - free, shortfall), 0, min(cached, EVICT_LIMIT))
 
 The policy is `score(page, now, *args) -> int32`, smallest goes first; equal scores by depth, the
 deepest first, so that a chain is cut from its end; then by page id. A page whose parent was evicted
@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from paged.kernels.control.columns import (
+    EVICT_LIMIT,
     HEAD,
     NUM_CACHED,
     SHORTFALL,
@@ -71,7 +72,8 @@ def _score_kernel(
 def _num_evicted(counters, low_water):
     free = tl.load(counters + TAIL) - tl.load(counters + HEAD)
     wanted = tl.maximum(low_water - free, tl.load(counters + SHORTFALL))
-    return tl.minimum(tl.maximum(wanted, 0), tl.load(counters + NUM_CACHED))
+    most = tl.minimum(tl.load(counters + NUM_CACHED), tl.load(counters + EVICT_LIMIT))
+    return tl.minimum(tl.maximum(wanted, 0), most)
 
 
 @triton.jit
@@ -201,7 +203,7 @@ def evict_ref(pool, low_water: int) -> None:
     """The same from the scores in `pool.score`, by sorting."""
     free = int(pool.counters[TAIL.value] - pool.counters[HEAD.value])
     wanted = max(low_water - free, int(pool.counters[SHORTFALL.value]), 0)
-    total = min(wanted, int(pool.counters[NUM_CACHED.value]))
+    total = min(wanted, *(int(pool.counters[at.value]) for at in (NUM_CACHED, EVICT_LIMIT)))
     ranked = []
     for page in ((pool.ref_count == 0) & (pool.serial > 0)).nonzero().flatten().tolist():
         parent = int(pool.parent[page])

@@ -60,6 +60,7 @@ from paged.kernels.control.columns import (
     STATUS,
     TAIL,
     TICKET,
+    TOKEN_LIMIT,
     TOTAL_LEN,
     WAITING,
 )  # fmt: skip
@@ -162,6 +163,7 @@ def _schedule_kernel(
     )  # fmt: skip
     eligible = (keep | running) & ~victim
     want = tl.where(eligible, want, 0)
+    budget = tl.minimum(tl.load(counters + TOKEN_LIMIT), budget).to(tl.int32)
     grant = tl.minimum(tl.maximum(budget - (tl.cumsum(want, axis=0) - want), 0), want)
     booked_len = tl.maximum(start + grant, reserve)
     pages = tl.maximum((booked_len + PAGE_SIZE - 1) // PAGE_SIZE - held_or_hit, 0)

@@ -13,6 +13,7 @@ from paged.kernels.control.columns import (
     SHORTFALL,
     TAIL,
     TICKET,
+    TOKEN_LIMIT,
     WAITING,
 )
 
@@ -144,6 +145,7 @@ def schedule_ref(
     sizes, counters = requests.sizes, pool.counters
     head, tail = int(counters[HEAD.value]), int(counters[TAIL.value])
     free = tail - head
+    budget = min(budget, int(counters[TOKEN_LIMIT.value]))
     avail = free + int(counters[NUM_CACHED.value])
     lanes = _lanes(requests, plan, chunk, reserve)
     eligible, victims = _keep_and_preempt(lanes, avail, sizes.max_num_seqs, watermark, static_batch)

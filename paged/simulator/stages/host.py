@@ -15,7 +15,7 @@ from paged.kernels.control.columns import Now, Page, Row
 from paged.kernels.control.evict import evict
 from paged.kernels.control.order import order
 from paged.kernels.launch import interpreted, is_kernel_function
-from paged.simulator.lanes import as_int32, lanes, on_lanes
+from paged.simulator.lanes import Lanes, as_int32, lanes, on_lanes
 from paged.simulator.stages import pages, publishing, rows, scheduling
 from paged.simulator.stages.views import (
     AT_CACHED,
@@ -67,7 +67,7 @@ class HostStages:
             known = self._known_arrays[id(tensors)] = (tensors, arrays)
         return known[1]
 
-    def draw_known(self) -> None:
+    def draw_known(self, *_tables: Any) -> None:
         """Each sampled row draws the token that its `token_ids` hold in advance."""
         plan, requests = self.plan, self.requests
         slots = plan.sample_slots[: int(plan.counts[2])]
@@ -166,7 +166,8 @@ class HostStages:
         if function in self.needs_triton:
             return None
         counters = self.pool.counters
-        now = Now(*(lanes(counters[at].astype(np.int32)) for at in (AT_STEP, AT_NOW_MS)))
+        step, now_ms = counters[AT_STEP : AT_NOW_MS + 1].astype(np.int32).view(Lanes)[:, None]
+        now = Now(step, now_ms)
         try:
             with np.errstate(all="ignore"):
                 return as_int32(on_lanes(function)(view, now, *args), count)

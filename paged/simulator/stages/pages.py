@@ -7,6 +7,7 @@ import numpy as np
 
 from paged.simulator.stages.views import (
     AT_CACHED,
+    AT_EVICTIONS,
     AT_HEAD,
     AT_SHORTFALL,
     AT_STEP,
@@ -115,7 +116,7 @@ def num_to_evict(pool: Any, low_water: int) -> int:
     counters = pool.counters
     free = counters[AT_TAIL] - counters[AT_HEAD]
     wanted = max(low_water - free, counters[AT_SHORTFALL], 0)
-    return int(min(wanted, counters[AT_CACHED]))
+    return int(min(wanted, counters[AT_CACHED], counters[AT_EVICTIONS]))
 
 
 def evict_pages(pool: Any, low_water: int) -> np.ndarray:

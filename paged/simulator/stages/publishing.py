@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from paged.kernels.control.columns import BUCKET_WAYS
-from paged.simulator.stages.views import AT_STEP, bucket_of, leading, mix, ranges
+from paged.simulator.stages.views import AT_STEP, any_of_ways, bucket_of, leading, mix, ranges
 from paged.state import Sizes
 
 WAYS = BUCKET_WAYS.value
@@ -36,9 +36,9 @@ def _newest(
     """`find_pages`, given the entries [P, WAYS] of the keys' buckets and the pages there."""
     found = np.full(len(key), -1, np.int64)
     match = (pool.table_hash[entry] == key[:, None]) & (there >= 0)
-    if not match.any():
+    at = any_of_ways(match).nonzero()[0]
+    if len(at) == 0:
         return found
-    at = (match.any(axis=1)).nonzero()[0]
     candidate = np.where(match[at], there[at], -1)
     serial = np.where(candidate >= 0, pool.serial[candidate], 0)
     newest = candidate[np.arange(len(at)), serial.argmax(axis=1)]
@@ -105,7 +105,7 @@ def publish_pages(requests: Any, pool: Any, plan: Any, sizes: Sizes) -> np.ndarr
 
     own = requests.block_table[row, page]
     ways = there < 0
-    enters = (pool.claims[bucket] == claim) & (pool.serial[own] == 0) & ways.any(axis=1)
+    enters = (pool.claims[bucket] == claim) & (pool.serial[own] == 0) & any_of_ways(ways)
     done = known | enters
     if not done.all():
         done = leading(done, index)

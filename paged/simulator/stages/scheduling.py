@@ -15,6 +15,7 @@ from paged.simulator.stages.views import (
     AT_SHORTFALL,
     AT_TAIL,
     AT_TICKET,
+    AT_TOKENS,
     IS_PREEMPTED,
     IS_RUNNING,
     IS_WAITING,
@@ -82,6 +83,7 @@ def schedule_rows(
     Sums over lanes are skipped where their total says that nothing can run short.
     """
     page_size, counters = sizes.page_size, pool.counters
+    budget = min(budget, int(counters[AT_TOKENS]))
     slot = plan.order[: int(plan.num_active[0])]
     row = dict(zip(NEEDED, requests.columns[AT[:, None], slot]))
     running = row["status"] == IS_RUNNING

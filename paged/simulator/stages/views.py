@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from paged.kernels.control.columns import (
+    EVICT_LIMIT,
     FINISHED,
     FORKING,
     FREE,
@@ -19,6 +20,7 @@ from paged.kernels.control.columns import (
     STEP,
     TAIL,
     TICKET,
+    TOKEN_LIMIT,
     WAITING,
 )
 from paged.kernels.control.hashing import MULTIPLIER_1, MULTIPLIER_2, MULTIPLIER_TOKEN
@@ -27,6 +29,7 @@ from paged.kernels.control.hashing import MULTIPLIER_1, MULTIPLIER_2, MULTIPLIER
 IS_FREE, IS_WAITING, IS_RUNNING = FREE.value, WAITING.value, RUNNING.value
 IS_FINISHED, IS_PREEMPTED, IS_FORKING = FINISHED.value, PREEMPTED.value, FORKING.value
 AT_HEAD, AT_TAIL, AT_CACHED = HEAD.value, TAIL.value, NUM_CACHED.value
+AT_TOKENS, AT_EVICTIONS = TOKEN_LIMIT.value, EVICT_LIMIT.value
 AT_STEP, AT_NOW_MS, AT_TICKET, AT_SHORTFALL = (
     STEP.value,
     NOW_MS.value,
@@ -55,6 +58,12 @@ def ranges(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     owner = np.repeat(np.arange(len(counts)), counts)
     index = np.arange(len(owner)) - np.repeat(ends - counts, counts)
     return owner, index
+
+
+def any_of_ways(flags: np.ndarray) -> np.ndarray:
+    """[P] whether one of the 16 flags [P, 16] is set; eight flags at once, as numpy does not."""
+    words = flags.view(np.int64)
+    return (words[:, 0] | words[:, 1]) != 0
 
 
 def leading(flags: np.ndarray, index: np.ndarray) -> np.ndarray:

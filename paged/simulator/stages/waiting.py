@@ -39,23 +39,26 @@ class WaitingRows:
         if not self._end_of and not self._chains:
             return
         keys = self.pool.content_hash[pages].tolist()
-        for key in keys:
-            self._stale.update(self._ends.get(key, ()))
-        if self._chains and self._are_known(pages, keys):
-            self._stale.update(self._chains)
+        for key in self._ends.keys() & keys:
+            self._stale.update(self._ends[key])
+        again = self._known_before(pages, keys) if self._chains else None
+        if again is not None and len(again):
+            hashes = self.pool.content_hash
+            found = (s for s, chain in self._chains.items() if np.isin(hashes[chain], again).any())
+            self._stale.update(found)
 
-    def _are_known(self, pages: np.ndarray, keys: list[int]) -> bool:
-        """Whether one of the keys names other pages too, so that the newest page is another."""
-        entry = self.pool.entry[pages]
+    def _known_before(self, pages: np.ndarray, keys: list[int]) -> np.ndarray:
+        """Of the keys, those that name other pages too, so that their newest page is another."""
+        entry, names = self.pool.entry[pages], np.array(keys)
         ways = entry[:, None] // 16 * 16 + np.arange(16)
-        same = self.pool.table_hash[ways] == np.array(keys)[:, None]
+        same = self.pool.table_hash[ways] == names[:, None]
         same &= self.pool.table_page[ways] >= 0
-        return bool((same.sum(axis=1) > 1).any())
+        return names[same.sum(axis=1) > 1]
 
     def evicted(self, pages: np.ndarray) -> None:
         """These pages have left the prefix table."""
-        for key in self.pool.content_hash[pages].tolist():
-            self._stale.update(self._ends.get(key, ()))
+        for key in self._ends.keys() & self.pool.content_hash[pages].tolist():
+            self._stale.update(self._ends[key])
         if self._chains:
             gone = np.zeros(self.sizes.num_pages, bool)
             gone[pages] = True
