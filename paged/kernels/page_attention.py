@@ -26,6 +26,7 @@ from paged.kernels.control.budget import UNLIMITED
 from paged.kernels.launch import check_tensor, interpreted
 
 LOG2_E = math.log2(math.e)
+MAX_PROGRAMS = 2**14  # about; most have nothing to do
 ONE = tl.constexpr(1 << 30)  # a probability of 1
 UNSEEN = tl.constexpr(1 << 62)
 PAGE_ATTENTION_VARIANTS = (
@@ -136,7 +137,7 @@ def _page_attention_kernel(
 ):  # fmt: skip
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     PAGE_STRIDE: tl.constexpr = NUM_KV_HEADS * PAGE_SIZE * HEAD_DIM
-    KEYS: tl.constexpr = max(BLOCK_N, PAGE_SIZE)
+    KEYS: tl.constexpr = BLOCK_N if BLOCK_N > PAGE_SIZE else PAGE_SIZE
     PAGES: tl.constexpr = KEYS // PAGE_SIZE
     token = tl.arange(0, BLOCK_M) // GROUP
     dim = tl.arange(0, BLOCK_D)[None, :]
@@ -251,15 +252,16 @@ def page_attention(
         "BLOCK_M": max(16, triton.next_power_of_2(block_t * (num_heads // num_kv_heads))),
         "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
     }  # fmt: skip
+    shape["num_warps"] = 8 if shape["BLOCK_M"] > 64 else 4
     scale = LOG2_E * (softmax_scale if logit_softcap is None else logit_softcap)
     scales = (scale, 2 * LOG2_E * softmax_scale / logit_softcap if logit_softcap else 0.0)
     batch = (cu_seqlens_q, seq_lens, num_seqs, seq_slots, seq_start, prompt_len, lse)
-    programs = min(seqs, num_tokens)
+    heads, programs = num_kv_heads, min(seqs, num_tokens)
     tiles = min(triton.cdiv(num_tokens, block_t), 32)
-    keys = min(triton.cdiv(max_seq_len or max_pages * page_size, max(block_n, page_size)), 64)
-    heads = num_kv_heads
+    keys = triton.cdiv(max_seq_len or max_pages * page_size, max(block_n, page_size))
+    keys = min(keys, MAX_PROGRAMS // programs + 1)
     if interpreted():
-        programs = tiles = keys = heads = 1
+        heads = programs = tiles = keys = 1
     _query_lse_kernel[(heads, programs, tiles)](
         q, k_cache, block_table, *batch, *scales, q.stride(0), **shape
     )
