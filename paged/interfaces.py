@@ -72,8 +72,15 @@ class Compression(Part, ABC):
         """Write `drops.scores` for entries `sink_pages` to `ends` of the block tables of the first
         `num_rows` rows: the smallest are dropped, of equal ones the oldest.
 
-        A score may depend on nothing but the row's keys and values, so that a row that is computed
-        again drops the same."""
+        A score may depend on nothing but the row's queries, keys and values, so that a row that is
+        computed again drops the same."""
+
+    def observe(
+        self, attention: "Attention", requests: RequestTable, plan: StepPlan, drops: Drops
+    ) -> "Attention":
+        """The attention of this step's layers: `attention`, or one around it that takes note of
+        what `scores` needs of the queries."""
+        return attention
 
 
 class KVManager(Part, ABC):
@@ -116,6 +123,12 @@ class KVManager(Part, ABC):
     @abstractmethod
     def commit(self, requests: RequestTable, plan: StepPlan) -> None:
         """Make the full pages of rows that drew a token findable."""
+
+    def observe(
+        self, attention: "Attention", requests: RequestTable, plan: StepPlan
+    ) -> "Attention":
+        """The attention of this step's layers, as `Compression.observe` has it."""
+        return attention
 
     def compress(self, requests: RequestTable, model: "Model") -> None:
         """Drop pages of running rows that are over their budget."""

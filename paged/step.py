@@ -79,7 +79,8 @@ class Step:
             max_num_tokens=capacity,
             max_seq_len=max_seq_len,
         )
-        logits = self.model.forward(plan, meta, self.attention, capacity)
+        attention = self.kv.observe(self.attention, requests, plan)
+        logits = self.model.forward(plan, meta, attention, capacity)
         self.logits.edit(logits, requests, plan)
         self.sampler.sample(logits, requests, plan)
         self.logits.report(logits, requests, self.pool, plan, self.mailbox.tops.words)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from paged.interfaces import Compression, KVManager, Model
+from paged.interfaces import Attention, Compression, KVManager, Model
 from paged.kernels.control.columns import (
     HEAD,
     MAX_LEN,
@@ -95,6 +95,11 @@ class PagedKV(KVManager):
     def commit(self, requests: RequestTable, plan: StepPlan) -> None:
         if self.prefix_caching:
             publish(requests, self.pool, plan)
+
+    def observe(self, attention: Attention, requests: RequestTable, plan: StepPlan) -> Attention:
+        if self.compression is None:
+            return attention
+        return self.compression.observe(attention, requests, plan, self.drops)
 
     def compress(self, requests: RequestTable, model: Model) -> None:
         if self.compression is not None:

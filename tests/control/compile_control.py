@@ -44,6 +44,9 @@ def control_compile_cases(sizes: Sizes) -> Iterator[Callable[[], None]]:
     drops, compressed = Drops(sizes, "cpu"), RequestTable(sizes, "cpu")
     compressed.page_budget = PageBudget(pages=20, share=512, sink_pages=1, recent=64)
     holes = (compressed, pool, state[2])
+    attended, asked = Drops(sizes, "cpu"), RequestTable(sizes, "cpu")
+    attended.attention = torch.zeros_like(asked.block_table, dtype=torch.int64)
+    asked.page_budget = compressed.page_budget._replace(uncached=32)
     yield lambda: ingest(requests, pool, mailbox.commands, 3)
     yield lambda: lookup(requests, pool)
     yield lambda: order(*state, rank)
@@ -70,6 +73,8 @@ def control_compile_cases(sizes: Sizes) -> Iterator[Callable[[], None]]:
     yield lambda: prepare(*holes)
     yield lambda: compress_rows(compressed, drops)
     yield lambda: drop_pages(compressed, pool, drops)
+    yield lambda: drop_pages(compressed, pool, attended)
+    yield lambda: lookup(asked, pool)
 
 
 def main() -> None:
