@@ -16,6 +16,7 @@ from paged.engine import Engine
 from paged.intake import LiveRequest
 from paged.interfaces import Eviction, KVManager, Scheduler
 from paged.kernels.control.ingest import ingest
+from paged.kernels.control.swap import swap
 from paged.kernels.control.update import update
 from paged.ledger import Ledger
 from paged.mailbox import Report
@@ -119,6 +120,8 @@ class SimulatedSteps:
             requests, step.pool, plan, capacity=capacity, reserve=kv.reserve_len
         )
         kv.reserve(requests, plan)
+        if step.pool.swaps is not None:
+            swap(requests, step.pool, plan)
         self.stages.draw_known()
         update(requests, step.pool, plan, step.mailbox.events)
         kv.commit(requests, plan)

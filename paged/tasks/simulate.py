@@ -17,6 +17,7 @@ from paged.simulator.engine import SimulatedEngine
 from paged.simulator.results import TIMES, Results
 from paged.simulator.simulation import Arrival, arrivals, feed
 from paged.simulator.step_time import StepTime, load_step_time
+from paged.sizing import choose_num_host_pages
 from paged.state import Sizes
 from paged.tasks.generate import progress_line
 from paged.tasks.metrics import PERCENTILES
@@ -126,6 +127,7 @@ def build_engine(
         max_model_len=length,
         page_size=kv.page_size,
         num_pages=num_pages,
+        num_host_pages=choose_num_host_pages(scheduler, kv),
     )
     return SimulatedEngine(
         sizes=sizes,

@@ -15,6 +15,7 @@ from paged.kernels.control.columns import (
     TICKET,
     WAITING,
 )
+from paged.kernels.control.swap import resumes_ref
 
 
 @dataclass
@@ -31,6 +32,7 @@ class _Lane:
     dropped: int  # pages that compression has taken out of its block table
     demand: int
     forks: bool  # shares the prompt of another row
+    hits: int = 0  # tokens of its cached prefix, of a waiting row
     group: int = -1  # of beams: the ticket of the first
     draws: bool = False  # a beam whose group draws now, together or not at all
 
@@ -50,6 +52,9 @@ def _lanes(requests, plan, chunk: int, reserve) -> list[_Lane]:
         running = status == RUNNING.value
         total, cached = int(requests.total_len[slot]), int(requests.cached_len[slot])
         start = int(requests.num_computed_tokens[slot]) if running else cached
+        swapped, unsaved = int(requests.num_swapped[slot]), int(requests.num_unsaved[slot])
+        if not running and resumes_ref(swapped, unsaved, cached, size):
+            start = swapped
         fresh = total == int(requests.prompt_len[slot]) and start < total - 1
         pauses = fresh and int(requests.num_forks[slot]) > 0
         group = int(requests.parent_arrival[slot])
@@ -77,6 +82,7 @@ def _lanes(requests, plan, chunk: int, reserve) -> list[_Lane]:
             dropped=dropped,
             demand=0,
             forks=int(requests.parent[slot]) > 0,
+            hits=cached,
             group=group if beam else -1,
             draws=beam and group in ready,
         )
@@ -173,7 +179,7 @@ def schedule_ref(
         plan.seq_held[seq] = lane.held - lane.dropped
         plan.seq_hits[seq] = 0 if lane.running else lane.held
         plan.seq_pages[seq], plan.seq_ring[seq] = pages, booked
-        copies = not lane.running and lane.start % sizes.page_size > 0
+        copies = not lane.running and lane.hits % sizes.page_size > 0
         plan.seq_copy[seq] = num_copies if copies else -1
         num_copies += copies
         gone = lane.dropped * sizes.page_size
