@@ -138,8 +138,10 @@ class HashModel:
 
     def swap(self, swaps: SwapSpace) -> None:
         """Copy pages to host memory and back, as `swap_pages` does."""
-        lists = (swaps.out_source, swaps.out_target, swaps.num_out)
-        lists += (swaps.in_source, swaps.in_target, swaps.num_in)
+        lists = (
+            swaps.out_source, swaps.out_target, swaps.num_out,
+            swaps.in_source, swaps.in_target, swaps.num_in,
+        )  # fmt: skip
         cpu = (tensor.cpu() for tensor in lists)
         pages, host = swap_pages_ref(self.kv[None], self.host_kv[None], *cpu)
         self.kv, self.host_kv = pages[0], host[0]
