@@ -51,10 +51,7 @@ def _lanes(requests, plan, chunk: int, reserve) -> list[_Lane]:
             continue
         running = status == RUNNING.value
         total, cached = int(requests.total_len[slot]), int(requests.cached_len[slot])
-        start = int(requests.num_computed_tokens[slot]) if running else cached
-        swapped, unsaved = int(requests.num_swapped[slot]), int(requests.num_unsaved[slot])
-        if not running and resumes_ref(swapped, unsaved, cached, size):
-            start = swapped
+        start = _start(requests, slot)
         fresh = total == int(requests.prompt_len[slot]) and start < total - 1
         pauses = fresh and int(requests.num_forks[slot]) > 0
         group = int(requests.parent_arrival[slot])
@@ -97,6 +94,15 @@ def _lanes(requests, plan, chunk: int, reserve) -> list[_Lane]:
     return lanes
 
 
+def _start(requests, slot: int) -> int:
+    """Tokens that the row need not compute."""
+    if int(requests.status[slot]) == RUNNING.value:
+        return int(requests.num_computed_tokens[slot])
+    cached, swapped = int(requests.cached_len[slot]), int(requests.num_swapped[slot])
+    unsaved = int(requests.num_unsaved[slot])
+    return swapped if resumes_ref(swapped, unsaved, cached, requests.sizes.page_size) else cached
+
+
 def _groups_at_their_end(requests, plan) -> set[int]:
     """The tickets of groups of beams that have all but their last token computed, every one."""
     came: dict[int, int] = {}
@@ -105,10 +111,10 @@ def _groups_at_their_end(requests, plan) -> set[int]:
         status, width = int(requests.status[slot]), int(requests.beam_width[slot])
         if width == 0 or status not in (RUNNING.value, WAITING.value):
             continue
-        running = status == RUNNING.value
-        start = requests.num_computed_tokens[slot] if running else requests.cached_len[slot]
         group = int(requests.parent_arrival[slot])
-        came[group] = came.get(group, 0) + (int(start) == int(requests.total_len[slot]) - 1)
+        came[group] = came.get(group, 0) + (
+            _start(requests, slot) == int(requests.total_len[slot]) - 1
+        )
         if came[group] == width:
             ready.add(group)
     return ready
