@@ -23,6 +23,7 @@ from paged.kernels.control.prepare import prepare
 from paged.kernels.control.publish import publish
 from paged.kernels.control.release import release
 from paged.kernels.control.schedule import schedule
+from paged.kernels.control.swap import swap
 from paged.kernels.control.update import update
 from paged.kv.contiguous_max import reserve_len
 from paged.mailbox import Mailbox
@@ -44,6 +45,7 @@ def control_compile_cases(sizes: Sizes) -> Iterator[Callable[[], None]]:
     drops, compressed = Drops(sizes, "cpu"), RequestTable(sizes, "cpu")
     compressed.page_budget = PageBudget(pages=20, share=512, sink_pages=1, recent=64)
     holes = (compressed, pool, state[2])
+    swapping = (requests, PagePool(replace(sizes, num_host_pages=1000), "cpu"), state[2])
     yield lambda: ingest(requests, pool, mailbox.commands, 3)
     yield lambda: lookup(requests, pool)
     yield lambda: order(*state, rank)
@@ -70,6 +72,8 @@ def control_compile_cases(sizes: Sizes) -> Iterator[Callable[[], None]]:
     yield lambda: prepare(*holes)
     yield lambda: compress_rows(compressed, drops)
     yield lambda: drop_pages(compressed, pool, drops)
+    yield lambda: schedule(*swapping, budget=7, chunk=3)
+    yield lambda: swap(*swapping)
 
 
 def main() -> None:
