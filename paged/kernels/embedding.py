@@ -33,8 +33,9 @@ def _embedding_kernel(
     PDL: tl.constexpr,
 ):
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+        # in this order: the kernels after this one read the plan before they wait
+        tl.extra.cuda.gdc_launch_dependents()
     num_tokens = tl.load(num_tokens_ptr)
     if tl.program_id(0) * BLOCK_T >= num_tokens:
         return

@@ -34,12 +34,17 @@ def pdl() -> dict[str, bool]:
     """Launch options of a kernel with a `PDL` flag: programmatic dependent launch, where it exists.
 
     Its programs may start while the kernel before is still running. So every program, whatever its
-    exit, first calls `gdc_launch_dependents`, may then read weights (nothing a kernel of the step
-    writes), and calls `gdc_wait` once before anything else: it returns when the kernel before, and
-    with it all before that one, has ended and its writes are visible. Never inside a loop, which
-    the compiler may pipeline across it. Needs NVIDIA's sm_90; elsewhere the flag is off, and
-    everywhere with PAGED_PDL=0 in the environment: the same bits, so a fault that goes away with it
-    is one of order between launches.
+    exit, first calls `gdc_launch_dependents`, may then read weights and the plan of the step, and
+    calls `gdc_wait` once before anything else: it returns when the kernel before, and with it all
+    before that one, has ended and its writes are visible. Never inside a loop, which the compiler
+    may pipeline across it.
+
+    The plan is what was written before `embedding`, the first kernel of a forward pass. That one
+    launches its dependents only behind its own wait: what starts after it finds the plan complete.
+    Its readers bypass L1 (".cg"), which may hold a line from before.
+
+    Needs NVIDIA's sm_90; elsewhere the flag is off, and everywhere with PAGED_PDL=0 in the
+    environment: the same bits, so a fault that goes away with it is one of order between launches.
     """
     wanted = os.environ.get("PAGED_PDL", "1") != "0"
     if wanted and on_nvidia() and torch.cuda.get_device_capability()[0] >= 9:

@@ -25,7 +25,7 @@ from paged.kernels.activation import activate_ref, check_activation
 from paged.kernels.launch import check_tensor, interpreted, pdl
 from paged.kernels.linear_epilogue import finish_tile, weight_rows
 from paged.kernels.linear_persistent import can_persist, launch_persistent
-from paged.kernels.linear_prefetch import prefetch_pieces, prefetch_weights
+from paged.kernels.linear_prefetch import prefetch_bytes, prefetch_weights
 from paged.kernels.linear_tiles import persistent_tiles, pointer_tiles
 
 LINEAR_VARIANTS = (
@@ -49,7 +49,7 @@ LINEAR_VARIANTS = (
 )
 
 
-@triton.jit(do_not_specialize=["piece_bytes"])
+@triton.jit(do_not_specialize=["row_bytes"])
 def _linear_kernel(
     x_ptr,
     weight_ptr,
@@ -60,7 +60,7 @@ def _linear_kernel(
     out_features,
     in_features,
     softcap,
-    piece_bytes,
+    row_bytes,
     HAS_BIAS: tl.constexpr,
     HAS_ROWS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
@@ -72,17 +72,18 @@ def _linear_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     ONE_ROW_TILE: tl.constexpr,
-    PIECES: tl.constexpr,
+    PREFETCH_THREADS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     program = tl.program_id(0)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        if PIECES > 0:
+    num_tokens = tl.load(num_tokens_ptr, cache_modifier=".cg")
+    if PDL:
+        if PREFETCH_THREADS > 0:
             own_rows = weight_rows(program, out_features, GATED, BLOCK_N).to(tl.int64)
-            prefetch_weights(weight_ptr, own_rows, in_features, piece_bytes, PIECES)
+            prefetch_weights(weight_ptr, own_rows, in_features, row_bytes, PREFETCH_THREADS)
         tl.extra.cuda.gdc_wait()
-    num_tokens = tl.load(num_tokens_ptr)
     COLUMNS: tl.constexpr = BLOCK_N // 2 if GATED else BLOCK_N
     # plain arithmetic, not tl.cdiv: a nested call costs the interpreter a millisecond
     tiles_m = (num_tokens + BLOCK_M - 1) // BLOCK_M
@@ -197,7 +198,8 @@ def launch_linear(
     programs = row_tiles * triton.cdiv(weight_features, tiles.block_n)
     if programs == 0:
         return
-    pieces, piece_bytes = prefetch_pieces(weight, tiles, row_tiles)
+    row_bytes = prefetch_bytes(weight, tiles, row_tiles)
+    threads = max(1, 32 * tiles.num_warps // tiles.block_n)  # of each row of the weight
     _linear_kernel[(programs,)](
         x,
         weight,
@@ -208,7 +210,7 @@ def launch_linear(
         out_features,
         in_features,
         logit_softcap,
-        piece_bytes,
+        row_bytes,
         HAS_BIAS=bias is not None,
         HAS_ROWS=rows is not None,
         HAS_SOFTCAP=logit_softcap is not None,
@@ -220,7 +222,7 @@ def launch_linear(
         BLOCK_K=tiles.block_k,
         GROUP_M=8,
         ONE_ROW_TILE=row_tiles == 1,
-        PIECES=pieces,
+        PREFETCH_THREADS=threads if row_bytes else 0,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         **pdl(),

@@ -43,8 +43,9 @@ def _persistent_linear_kernel(
 ):
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
+    num_tokens = tl.load(num_tokens_ptr, cache_modifier=".cg")
+    if PDL:
         tl.extra.cuda.gdc_wait()
-    num_tokens = tl.load(num_tokens_ptr)
     COLUMNS: tl.constexpr = BLOCK_N // 2 if GATED else BLOCK_N
     tiles_m = (num_tokens + BLOCK_M - 1) // BLOCK_M
     tiles_n = (out_features + COLUMNS - 1) // COLUMNS

@@ -49,10 +49,10 @@ def _norm_kernel(
     in_row = column < hidden_size
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
+    num_tokens = tl.load(num_tokens_ptr, cache_modifier=".cg")
     weight = tl.load(weight_ptr + column, mask=in_row, other=0.0).to(tl.float32) + weight_offset
     if PDL:
         tl.extra.cuda.gdc_wait()
-    num_tokens = tl.load(num_tokens_ptr)
     if tl.program_id(0) * BLOCK_T >= num_tokens:
         return
     token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)

@@ -47,13 +47,10 @@ def _rope_kv_kernel(
     BLOCK_D: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    HEADS: tl.constexpr = NUM_HEADS + 2 * NUM_KV_HEADS
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    HEADS: tl.constexpr = NUM_HEADS + 2 * NUM_KV_HEADS
-    num_rows = tl.load(num_tokens_ptr) * HEADS
-    if tl.program_id(0) * BLOCK_R >= num_rows:
-        return
+    num_rows = tl.load(num_tokens_ptr, cache_modifier=".cg") * HEADS
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     live = row < num_rows
     token = row // HEADS
@@ -61,14 +58,10 @@ def _rope_kv_kernel(
     is_v = head >= NUM_HEADS + NUM_KV_HEADS
     is_k = (head >= NUM_HEADS) & (head < NUM_HEADS + NUM_KV_HEADS)
     d = tl.arange(0, BLOCK_D)
-    mask = live[:, None] & (d < HEAD_DIM)[None, :]
-
-    row_ptrs = qkv_ptr + row.to(tl.int64)[:, None] * HEAD_DIM
-    raw = tl.load(row_ptrs + d[None, :], mask=mask, other=0.0)  # [BLOCK_R, BLOCK_D]
-    x = raw.to(tl.float32)
+    slot_ptrs = slot_mapping_ptr + token
+    slot = tl.load(slot_ptrs, mask=live & (is_k | is_v), other=-1, cache_modifier=".cg")
     if HAS_NORM:
-        scale = tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / HEAD_DIM + eps)
-        x = _scaled(x, scale, q_norm_ptr, k_norm_ptr, d, is_k, HEAD_DIM, raw.dtype)
+        weight = _norm_weight(q_norm_ptr, k_norm_ptr, d, is_k, HEAD_DIM)
     if ROTARY_DIM > 0:
         HALF: tl.constexpr = ROTARY_DIM // 2
         if INTERLEAVED:
@@ -79,16 +72,30 @@ def _rope_kv_kernel(
             partner = tl.where(d < HALF, d + HALF, d - HALF)
             first = d < HALF
             frequency = d % HALF
-        rotated = (d < ROTARY_DIM)[None, :]
-        # the other half of each pair, again from memory: a second read hits L1
-        y = tl.load(row_ptrs + partner[None, :], mask=live[:, None] & rotated, other=0.0)
-        y = y.to(tl.float32)
+        rotated = live[:, None] & (d < ROTARY_DIM)[None, :]
         if HAS_NORM:
-            y = _scaled(y, scale, q_norm_ptr, k_norm_ptr, partner, is_k, HEAD_DIM, raw.dtype)
-        position = tl.load(positions_ptr + token, mask=live, other=0).to(tl.int64)
-        angle_ptrs = cos_sin_ptr + position[:, None] * ROTARY_DIM + frequency[None, :]
-        cos = tl.load(angle_ptrs, mask=live[:, None] & rotated, other=1.0)
-        sin = tl.load(angle_ptrs + HALF, mask=live[:, None] & rotated, other=0.0)
+            partner_weight = _norm_weight(q_norm_ptr, k_norm_ptr, partner, is_k, HEAD_DIM)
+        position = tl.load(positions_ptr + token, mask=live, other=0, cache_modifier=".cg")
+        angle_ptrs = cos_sin_ptr + position.to(tl.int64)[:, None] * ROTARY_DIM + frequency[None, :]
+        cos = tl.load(angle_ptrs, mask=rotated, other=1.0)
+        sin = tl.load(angle_ptrs + HALF, mask=rotated, other=0.0)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    if tl.program_id(0) * BLOCK_R >= num_rows:
+        return
+
+    mask = live[:, None] & (d < HEAD_DIM)[None, :]
+    row_ptrs = qkv_ptr + row.to(tl.int64)[:, None] * HEAD_DIM
+    raw = tl.load(row_ptrs + d[None, :], mask=mask, other=0.0)  # [BLOCK_R, BLOCK_D]
+    x = raw.to(tl.float32)
+    if HAS_NORM:
+        scale = tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / HEAD_DIM + eps)
+        x = _scaled(x, scale, weight, raw.dtype)
+    if ROTARY_DIM > 0:
+        # the other half of each pair, again from memory: a second read hits L1
+        y = tl.load(row_ptrs + partner[None, :], mask=rotated, other=0.0).to(tl.float32)
+        if HAS_NORM:
+            y = _scaled(y, scale, partner_weight, raw.dtype)
         x = x * cos + tl.where(first[None, :], -y, y) * sin
     out = tl.where(is_v[:, None], raw, x.to(raw.dtype))
     if HAS_NORM or ROTARY_DIM > 0:
@@ -96,7 +103,6 @@ def _rope_kv_kernel(
         tl.debug_barrier()
         tl.store(row_ptrs + d[None, :], out, mask=mask & (head < NUM_HEADS + NUM_KV_HEADS)[:, None])
 
-    slot = tl.load(slot_mapping_ptr + token, mask=live & (is_k | is_v), other=-1)
     page = slot // PAGE_SIZE
     kv_head = (head - NUM_HEADS) % NUM_KV_HEADS
     offsets = ((page * NUM_KV_HEADS + kv_head) * PAGE_SIZE + slot % PAGE_SIZE) * HEAD_DIM
@@ -108,12 +114,17 @@ def _rope_kv_kernel(
 
 
 @triton.jit
-def _scaled(x, scale, q_norm_ptr, k_norm_ptr, d, is_k, HEAD_DIM: tl.constexpr, dtype: tl.constexpr):
-    """x * scale * weight at columns `d`, rounded to `dtype` after each product."""
+def _norm_weight(q_norm_ptr, k_norm_ptr, d, is_k, HEAD_DIM: tl.constexpr):
+    """Weight of each row's norm at columns `d`, [BLOCK_R, BLOCK_D] fp32."""
     in_head = d < HEAD_DIM
     q_weight = tl.load(q_norm_ptr + d, mask=in_head, other=0.0).to(tl.float32)
     k_weight = tl.load(k_norm_ptr + d, mask=in_head, other=0.0).to(tl.float32)
-    weight = tl.where(is_k[:, None], k_weight[None, :], q_weight[None, :])
+    return tl.where(is_k[:, None], k_weight[None, :], q_weight[None, :])
+
+
+@triton.jit
+def _scaled(x, scale, weight, dtype: tl.constexpr):
+    """x * scale * weight, rounded to `dtype` after each product."""
     x = (x * scale).to(dtype).to(tl.float32)
     return (x * weight).to(dtype).to(tl.float32)
 

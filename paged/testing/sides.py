@@ -182,10 +182,11 @@ class ReferenceSide(Side):
 
 
 SCRATCH = {"evict_key", "evict_histogram", "evict_counts"}
+APPROXIMATE = {"beam_finished"}  # of exp2, log2 and a division, whose last bits are the hardware's
 
 
 def assert_same_state(side: Side, reference: Side, stage: str, step: int) -> None:
-    """Every specified bit of the two states is equal after a stage of a step."""
+    """Every specified bit of the two states is equal after a stage of a step, but APPROXIMATE's."""
     parts = ("pool", "plan", "drops")
     pairs = [(name, getattr(side, name), getattr(reference, name)) for name in parts]
     if side.pool.swaps is not None:
@@ -207,7 +208,10 @@ def assert_same_state(side: Side, reference: Side, stage: str, step: int) -> Non
             elif name == "canonical":
                 ours = _leading(ours, theirs.num_published)
                 want = _leading(want, theirs.num_published)
-            if not torch.equal(ours, want):
+            same = torch.equal(ours, want)
+            if name in APPROXIMATE:
+                same = torch.allclose(ours, want, rtol=1e-6, atol=0.0)
+            if not same:
                 at = (ours != want).nonzero()[0].tolist()
                 raise AssertionError(
                     f"after {stage} of step {step}: {owner}.{name}{at} is {ours[tuple(at)]}, "

@@ -7,7 +7,7 @@ from paged.kernels import linear as linear_module
 from paged.kernels.gated_linear import gated_linear, gated_linear_inputs
 from paged.kernels.launch import pdl
 from paged.kernels.linear import linear, linear_inputs
-from paged.kernels.linear_prefetch import prefetch_pieces
+from paged.kernels.linear_prefetch import prefetch_bytes
 from paged.kernels.linear_tiles import POINTER_TILES, Tiles
 
 FEW = Tiles(16, 32, 64, 4, 3)
@@ -22,16 +22,14 @@ def weight_of(rows: int, columns: int) -> torch.Tensor:
 @pytest.mark.parametrize("columns", [8, 24, 1024, 1032])
 def test_a_program_asks_for_no_byte_beyond_its_rows_or_its_share(block_n, prefetch, columns):
     tiles = FEW._replace(block_n=block_n, prefetch=prefetch)
-    pieces, piece_bytes = prefetch_pieces(weight_of(4, columns), tiles, row_tiles=1)
-    assert piece_bytes % 16 == 0
-    assert pieces * piece_bytes <= 2 * columns
-    assert pieces * piece_bytes * block_n <= prefetch
-    assert (pieces == 0) == (piece_bytes == 0)
+    row_bytes = prefetch_bytes(weight_of(4, columns), tiles, row_tiles=1)
+    assert row_bytes % 16 == 0
+    assert row_bytes <= 2 * columns
+    assert row_bytes * block_n <= prefetch
 
 
 def test_everything_is_asked_for_where_the_share_allows():
-    pieces, piece_bytes = prefetch_pieces(weight_of(4, 1024), FEW._replace(prefetch=2**16), 1)
-    assert pieces * piece_bytes == 2048
+    assert prefetch_bytes(weight_of(4, 1024), FEW._replace(prefetch=2**16), 1) == 2048
 
 
 @pytest.mark.parametrize(
@@ -44,7 +42,7 @@ def test_everything_is_asked_for_where_the_share_allows():
     ids=["several row tiles", "odd rows", "odd address"],
 )
 def test_nothing_is_asked_for_that_the_hardware_or_the_grid_forbids(weight, row_tiles):
-    assert prefetch_pieces(weight, FEW._replace(prefetch=2**30), row_tiles) == (0, 0)
+    assert prefetch_bytes(weight, FEW._replace(prefetch=2**30), row_tiles) == 0
 
 
 def test_every_tile_with_a_prefetch_is_for_one_row_tile():

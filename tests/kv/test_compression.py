@@ -219,7 +219,7 @@ def test_a_request_longer_than_the_pool_runs_and_holds_its_budget(device, saved)
     llm.engine.on_step = lambda stats: most.append(int(llm.engine.requests.num_pages.max()))
     params = SamplingParams(max_tokens=18, ignore_eos=True, temperature=0)
     output = llm.generate(PROMPT[:31], params)[0].outputs[0]
-    assert (len(output.token_ids), most[0], max(most[1:])) == (18, 2, 2)
+    assert (len(output.token_ids), max(most)) == (18, 2)
     with pytest.raises(ValueError, match=r"needs up to 5 pages.*kv\.num_pages=3"):
         llm.generate(PROMPT[:70], params)
 
