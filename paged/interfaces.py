@@ -32,6 +32,7 @@ class Scheduler(Part, ABC):
 
     max_num_seqs: int  # sequences that run at once
     max_num_batched_tokens: int  # tokens of one step
+    preemption: str = "recompute"  # or "swap": what preempted rows do with their keys and values
 
     @abstractmethod
     def schedule(
@@ -92,6 +93,7 @@ class KVManager(Part, ABC):
     pool: PagePool
     reserve_len: Callable | None  # tokens a row holds pages for; None: its computed tokens
     low_water: float  # share of the pages to keep free by eviction
+    num_host_pages: int | None = None  # pages in host memory, for preemption by swapping
     compression: Compression | None = None  # drops pages of running requests
 
     @property

@@ -32,6 +32,7 @@ class Results:
         self.on_step = on_step
         self.records: list[dict[str, Any]] = []
         self.num_steps = self.preemptions = self.computed_tokens = 0
+        self.swapped_out_tokens = self.swapped_in_tokens = 0
         self.dropped_tokens = self.recomputed_tokens = self.cached_tokens = 0
         self.busy_seconds = self.seq_seconds = 0.0
         self.peak_pages = 0
@@ -58,13 +59,16 @@ class Results:
             self._queued.setdefault(ticket, work.begin)
             dropped = self._dropped.pop(ticket, 0)
             self.recomputed_tokens += max(0, dropped - cached)
-        cached, dropped = sum(report.cached_tokens), sum(report.dropped_tokens)
+        cached = sum(report.cached_tokens) - header.num_swapped_in
+        dropped = sum(report.dropped_tokens)
         used = self.sizes.num_pages - header.free_pages - header.cached_pages
         self.num_steps += 1
         self.computed_tokens += header.num_tokens
         self.preemptions += header.num_preempted
         self.cached_tokens += cached
         self.dropped_tokens += dropped
+        self.swapped_out_tokens += header.num_swapped_out
+        self.swapped_in_tokens += header.num_swapped_in
         self.busy_seconds += work.seconds
         self.seq_seconds += header.num_seqs * work.seconds
         self.peak_pages = max(self.peak_pages, used)
@@ -142,7 +146,7 @@ class Results:
         for name in TIMES:
             summary |= percentiles(name, [record[name] for record in self.records])
         # A preempted request is admitted again, with the tokens it lost to find or to compute.
-        admitted_tokens = prompt_tokens + self.dropped_tokens
+        admitted_tokens = prompt_tokens + self.dropped_tokens - self.swapped_in_tokens
         return summary | {
             "computed_tokens": self.computed_tokens,
             "prefix_hit_tokens": self.cached_tokens,
@@ -150,6 +154,8 @@ class Results:
             "preemptions": self.preemptions,
             "dropped_tokens": self.dropped_tokens,
             "recomputed_tokens": self.recomputed_tokens,
+            "swapped_out_tokens": self.swapped_out_tokens,
+            "swapped_in_tokens": self.swapped_in_tokens,
             "recompute_tax": self.recomputed_tokens / max(self.computed_tokens, 1),
             "num_pages": self.sizes.num_pages,
             "page_size": self.sizes.page_size,

@@ -17,6 +17,7 @@ from paged.simulator.engine import SimulatedEngine
 from paged.simulator.results import TIMES, Results
 from paged.simulator.simulation import Arrival, arrivals, feed
 from paged.simulator.step_time import StepTime, load_step_time
+from paged.sizing import choose_num_host_pages
 from paged.state import Sizes
 from paged.tasks.generate import progress_line
 from paged.tasks.metrics import PERCENTILES
@@ -35,6 +36,7 @@ def simulate(
     *,
     step_time: str = "llama-3.1-8b-h200",
     kv_memory_gib: float = 40.0,
+    swap_gb_per_s: float = 25.0,
     in_flight: int = 2,
     seconds: float | None = None,
     steps: bool = True,
@@ -46,6 +48,8 @@ def simulate(
     Args:
         step_time: name of a shipped fit (`paged/simulator/times`), or the path of one.
         kv_memory_gib: memory for keys and values, where kv.num_pages is null.
+        swap_gb_per_s: 10^9 bytes a second that pages are copied at, with
+            scheduler.preemption=swap; the step waits for the copies, as it does on a GPU.
         in_flight: steps launched before the first is read.
         seconds: only requests that arrive within so many.
         steps: write `steps.jsonl`, a line a step.
@@ -57,7 +61,7 @@ def simulate(
     ]
     if not requests:
         raise ValueError(f"workload: no request arrives within seconds={seconds}")
-    engine = build_engine(recipe, requests, clock, kv_memory_gib, in_flight)
+    engine = build_engine(recipe, requests, clock, kv_memory_gib, in_flight, swap_gb_per_s)
     # What is refused gets no ticket, so policies that read the future must not see it.
     limit = engine.sizes.max_model_len
     served = [one for one in requests if one.prompt_len + one.output_len <= limit]
@@ -104,6 +108,7 @@ def build_engine(
     clock: StepTime,
     kv_memory_gib: float = 40.0,
     in_flight: int = 2,
+    swap_gb_per_s: float = 25.0,
 ) -> SimulatedEngine:
     """The engine of a recipe without its model, with room for the longest of the requests."""
     given = recipe.arguments
@@ -111,13 +116,20 @@ def build_engine(
     kv = given.get("kv") or PagedKV()
     longest = max(one.prompt_len + one.output_len for one in requests)
     length = given.get("max_model_len") or longest
-    num_pages = kv.num_pages
+    num_pages, num_host_pages = kv.num_pages, choose_num_host_pages(scheduler, kv)
+    if not swap_gb_per_s > 0:
+        raise ValueError(f"task.swap_gb_per_s must be positive, got {swap_gb_per_s}")
+    if num_host_pages and clock.kv_bytes_per_token == 0:
+        raise ValueError(
+            "scheduler.preemption=swap takes time by the bytes, and the step_time does not say "
+            "kv_bytes_per_token; give it, or use scheduler.preemption=recompute"
+        )
+    page_bytes = clock.kv_bytes_per_token * kv.page_size
     if num_pages is None:
-        if clock.kv_bytes_per_token == 0:
+        if page_bytes == 0:
             raise ValueError(
                 "kv.num_pages must be given: the step_time does not say kv_bytes_per_token"
             )
-        page_bytes = clock.kv_bytes_per_token * kv.page_size
         num_pages = max(1, int(kv_memory_gib * 2**30) // page_bytes)
     sizes = Sizes(
         num_slots=given.get("num_slots") or max(scheduler.max_num_seqs, WAITING_ROWS),
@@ -126,6 +138,7 @@ def build_engine(
         max_model_len=length,
         page_size=kv.page_size,
         num_pages=num_pages,
+        num_host_pages=num_host_pages,
     )
     return SimulatedEngine(
         sizes=sizes,
@@ -135,6 +148,7 @@ def build_engine(
         step_seconds=clock.seconds,
         vocab_size=max(one.vocab_size for one in requests),
         in_flight=in_flight,
+        swap_page_seconds=page_bytes / (swap_gb_per_s * 1e9),
     )
 
 
@@ -168,6 +182,11 @@ def table(summary: dict[str, Any], clock: StepTime) -> Table:
         f"{summary['preemptions']}, {summary['recomputed_tokens']} tokens recomputed, "
         f"{summary['recompute_tax']:.2%} of all",
     )
+    if summary["swapped_out_tokens"]:
+        shown.add_row(
+            "swapped tokens",
+            f"{summary['swapped_out_tokens']} out, {summary['swapped_in_tokens']} in",
+        )
     shown.add_row(
         "pages",
         f"{summary['num_pages']} of {summary['page_size']} tokens, at most "

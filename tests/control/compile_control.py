@@ -23,6 +23,7 @@ from paged.kernels.control.prepare import prepare
 from paged.kernels.control.publish import publish
 from paged.kernels.control.release import release
 from paged.kernels.control.schedule import schedule
+from paged.kernels.control.swap import swap
 from paged.kernels.control.update import update
 from paged.kv.contiguous_max import reserve_len
 from paged.mailbox import Mailbox
@@ -47,6 +48,7 @@ def control_compile_cases(sizes: Sizes) -> Iterator[Callable[[], None]]:
     attended, asked = Drops(sizes, "cpu"), RequestTable(sizes, "cpu")
     attended.attention = torch.zeros_like(asked.block_table, dtype=torch.int64)
     asked.page_budget = compressed.page_budget._replace(uncached=32)
+    swapping = (requests, PagePool(replace(sizes, num_host_pages=1000), "cpu"), state[2])
     yield lambda: ingest(requests, pool, mailbox.commands, 3)
     yield lambda: lookup(requests, pool)
     yield lambda: order(*state, rank)
@@ -75,6 +77,8 @@ def control_compile_cases(sizes: Sizes) -> Iterator[Callable[[], None]]:
     yield lambda: drop_pages(compressed, pool, drops)
     yield lambda: drop_pages(compressed, pool, attended)
     yield lambda: lookup(asked, pool)
+    yield lambda: schedule(*swapping, budget=7, chunk=3)
+    yield lambda: swap(*swapping)
 
 
 def main() -> None:

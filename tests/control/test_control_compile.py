@@ -11,6 +11,7 @@ KERNELS = {
     "_histogram_kernel", "_count_kernel", "_collect_kernel", "_settle_kernel",
     "_beam_select_kernel", "_beam_repoint_kernel", "_grant_drafts_kernel", "_verify_drafts_kernel",
     "_compress_rows_kernel", "_mark_pages_kernel", "_drop_pages_kernel",
+    "_swap_kernel",
 }  # fmt: skip
 
 
