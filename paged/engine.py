@@ -91,22 +91,13 @@ class Engine:
             raise ValueError(f"watchdog_seconds must be positive, got {watchdog_seconds}")
         self.limits = Limits(sizes, vocab_size, tuple(eos_ids), kv.peak_pages)
         self.device_step = Step(
-            sizes=sizes,
-            requests=self.requests,
-            pool=self.pool,
-            plan=StepPlan(sizes, device),
-            mailbox=self.mailbox,
-            scheduler=scheduler,
-            kv=kv,
-            eviction=eviction,
-            attention=attention,
-            sampler=sampler,
-            beams=BeamStage(),
+            sizes=sizes, requests=self.requests, pool=self.pool, plan=StepPlan(sizes, device),
+            mailbox=self.mailbox, scheduler=scheduler, kv=kv, eviction=eviction,
+            attention=attention, sampler=sampler, beams=BeamStage(),
             drafts=DraftStage(proposer, sizes, logits_processors),
             logits=LogitsStage(sizes, vocab_size, device, logits_processors),
-            model=model,
-            low_water=max(1, int(kv.low_water * sizes.num_pages)),
-        )
+            model=model, low_water=max(1, int(kv.low_water * sizes.num_pages)),
+        )  # fmt: skip
         self.constraints = Constraints(grammars, vocab_size)
         self.capacities = regimes(sizes.max_num_batched_tokens)
         self.ledger = Ledger(sizes, self.capacities)
@@ -119,6 +110,7 @@ class Engine:
         self._by_id: dict[str, LiveRequest] = {}
         self._flights: deque[Flight] = deque()
         self._failure: str | None = None
+        self._awaits_capture = False  # a beam search waits for graphs of its own
         self.steps: EagerSteps | GraphSteps = EagerSteps(self.device_step)
         if graphs:
             steps = GraphSteps(self.device_step, self.capacities)
@@ -208,7 +200,7 @@ class Engine:
         if self._failure is not None:
             raise RuntimeError(f"the engine has stopped: {self._failure}")
         began = self.clock()
-        while len(self._flights) < self.in_flight and self._by_id:
+        while len(self._flights) < self.in_flight and self._by_id and not self._drains():
             try:
                 self._launch()
             except Exception as error:  # part of the step may be on the device
@@ -236,6 +228,7 @@ class Engine:
         """Send the next step to the device, with the commands that are due."""
         aborted = self._queue.take_aborts()
         masks = self.constraints.take_masks(self.mailbox.max_commands - len(aborted))
+        self._awaits_capture = False
         submissions = self._queue.take_submissions(
             len(aborted) + len(masks), self._started, self.seed, self._may_enter
         )
@@ -269,9 +262,14 @@ class Engine:
         if live.beams is None or not isinstance(steps, GraphSteps) or steps.takes_beams:
             return True
         if len(self.ledger) or self._flights:
+            self._awaits_capture = True
             return False
         self._capture(steps, beams=True)  # nothing else runs now
         return True
+
+    def _drains(self) -> bool:
+        """Whether all that is left to do before a capture is to read the steps in flight."""
+        return self._awaits_capture and not len(self.ledger) and bool(self._flights)
 
     def _stream(self) -> torch.cuda.Stream | None:
         return torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None

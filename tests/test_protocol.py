@@ -6,6 +6,8 @@ from collections import deque
 
 import pytest
 
+from paged.beams import BeamSearchParams
+from paged.graphs import EagerSteps, GraphSteps
 from paged.request import SamplingParams
 from paged.testing.engines import answer_all, oracle_engine, ragged_prompts, run_to_end
 
@@ -56,6 +58,37 @@ class DeadDevice:
         if self.error is not None:
             raise RuntimeError(self.error)
         return False
+
+
+class Graphs(GraphSteps):
+    """Graphs for a device that has none: what was captured is launched from Python."""
+
+    def __init__(self, engine) -> None:
+        self.step, self.capacities = engine.device_step, engine.capacities
+        self.eager, self.takes_beams = EagerSteps(self.step), False
+
+    def capture(self, beams: bool) -> None:
+        self.takes_beams = beams
+
+    def run(self, *args) -> None:
+        self.eager.run(*args)
+
+    def maintain(self) -> None:
+        self.eager.maintain()
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+def test_beams_wait_for_their_graphs_until_nothing_runs_and_no_longer(device, in_flight):
+    engine = oracle_engine(device, in_flight=in_flight)
+    engine.steps = Graphs(engine)
+    company = engine.submit([3, 1, 4, 1], SamplingParams(max_tokens=5, temperature=0))
+    search = engine.submit_beams([2, 7, 1], BeamSearchParams(2, 4, ignore_eos=True))
+    behind = engine.submit([6, 2, 8], SamplingParams(max_tokens=5, temperature=0))
+    for _ in range(40):
+        engine.step()
+    for live in (company, search, behind):
+        assert live.output.finished
+    engine.ledger.check_empty()
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 3])
