@@ -32,6 +32,7 @@ class Scheduler(Part, ABC):
 
     max_num_seqs: int  # sequences that run at once
     max_num_batched_tokens: int  # tokens of one step
+    preemption: str = "recompute"  # or "swap": what preempted rows do with their keys and values
 
     @abstractmethod
     def schedule(
@@ -72,8 +73,15 @@ class Compression(Part, ABC):
         """Write `drops.scores` for entries `sink_pages` to `ends` of the block tables of the first
         `num_rows` rows: the smallest are dropped, of equal ones the oldest.
 
-        A score may depend on nothing but the row's keys and values, so that a row that is computed
-        again drops the same."""
+        A score may depend on nothing but the row's queries, keys and values, so that a row that is
+        computed again drops the same."""
+
+    def observe(
+        self, attention: "Attention", requests: RequestTable, plan: StepPlan, drops: Drops
+    ) -> "Attention":
+        """The attention of this step's layers: `attention`, or one around it that takes note of
+        what `scores` needs of the queries."""
+        return attention
 
 
 class KVManager(Part, ABC):
@@ -85,6 +93,7 @@ class KVManager(Part, ABC):
     pool: PagePool
     reserve_len: Callable | None  # tokens a row holds pages for; None: its computed tokens
     low_water: float  # share of the pages to keep free by eviction
+    num_host_pages: int | None = None  # pages in host memory, for preemption by swapping
     compression: Compression | None = None  # drops pages of running requests
 
     @property
@@ -116,6 +125,12 @@ class KVManager(Part, ABC):
     @abstractmethod
     def commit(self, requests: RequestTable, plan: StepPlan) -> None:
         """Make the full pages of rows that drew a token findable."""
+
+    def observe(
+        self, attention: "Attention", requests: RequestTable, plan: StepPlan
+    ) -> "Attention":
+        """The attention of this step's layers, as `Compression.observe` has it."""
+        return attention
 
     def compress(self, requests: RequestTable, model: "Model") -> None:
         """Drop pages of running rows that are over their budget."""

@@ -30,9 +30,8 @@ from paged.proposers.none import NoProposer
 from paged.request import RequestOutput, SamplingParams
 from paged.samplers.stochastic import StochasticSampler
 from paged.schedulers.base import RankScheduler
-from paged.sizing import check_compression, choose_num_pages, resolve_device, resolve_dtype
+from paged.sizing import engine_sizes, resolve_device, resolve_dtype
 from paged.startup import StartClock
-from paged.state import Sizes
 from paged.structured.llguidance import LLGuidance
 from paged.texts import Texts
 from paged.tokenizer import load_tokenizer
@@ -98,25 +97,10 @@ class LLM:
         clock.end("weights", self.device)
         self.tokenizer = load_tokenizer(loaded.tokenizer_path)
         clock.end("tokenizer", self.device)
-        longest = self.spec.max_model_len
-        if max_model_len is not None and not 1 < max_model_len <= longest:
-            raise ValueError(
-                f"max_model_len must be from 2 to the model's own limit {longest}, "
-                f"got {max_model_len}"
-            )
-        seqs = scheduler.max_num_seqs
-        num_slots = num_slots or (max(seqs, 1024) if self.device.type == "cuda" else seqs)
-        length = max_model_len or longest
-        check_compression(kv, self.spec, proposer.num_draft_tokens)
-        sizes = Sizes(
-            num_slots=num_slots,
-            max_num_seqs=seqs,
-            max_num_batched_tokens=scheduler.max_num_batched_tokens,
-            max_model_len=length,
-            page_size=kv.page_size,
-            num_pages=choose_num_pages(kv, self.spec, self.dtype, self.device, length, seqs),
-            num_draft_tokens=proposer.num_draft_tokens,
-        )
+        sizes = engine_sizes(
+            self.spec, scheduler, kv, proposer.num_draft_tokens, self.dtype, self.device,
+            max_model_len=max_model_len, num_slots=num_slots,
+        )  # fmt: skip
         self.model.allocate(
             sizes.max_num_batched_tokens, sizes.max_num_samples, sizes.page_size, sizes.num_pages
         )

@@ -50,6 +50,8 @@ class Header(NamedTuple):
     num_published_rows: int
     num_draft_tokens: int
     num_accepted_tokens: int
+    num_swapped_out: int
+    num_swapped_in: int
 
 
 class Report(NamedTuple):

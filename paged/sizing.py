@@ -4,9 +4,10 @@ import sys
 
 import torch
 
-from paged.interfaces import KVManager
+from paged.interfaces import KVManager, Scheduler
 from paged.kernels.launch import interpreted
 from paged.models.spec import DecoderSpec, kv_bytes_per_page
+from paged.state import Sizes
 
 CPU_SEQUENCES = 16  # full-length sequences the default pool holds without a GPU
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -63,6 +64,24 @@ def check_compression(kv: KVManager, spec: DecoderSpec, num_draft_tokens: int) -
         )
 
 
+def choose_num_host_pages(scheduler: Scheduler, kv: KVManager) -> int:
+    """Pages for swapped rows, 0 where preempted rows compute again. Raises ValueError if rows
+    cannot be swapped."""
+    if scheduler.preemption != "swap":
+        return 0
+    if kv.num_host_pages is None:
+        raise ValueError(
+            "scheduler.preemption=swap needs kv.num_host_pages, the pages of pinned host memory "
+            "that it may fill; give some, or use scheduler.preemption=recompute"
+        )
+    if kv.reserve_len is not None or kv.compression is not None:
+        raise ValueError(
+            "scheduler.preemption=swap brings back pages of whole sequences, booked as tokens need "
+            "them; use kv=paged with kv/compression=none, or scheduler.preemption=recompute"
+        )
+    return kv.num_host_pages
+
+
 def choose_num_pages(
     kv: KVManager,
     spec: DecoderSpec,
@@ -90,3 +109,34 @@ def choose_num_pages(
             f"{pages_per_seq}; lower max_model_len or raise the fraction"
         )
     return pages
+
+
+def engine_sizes(
+    spec: DecoderSpec,
+    scheduler: Scheduler,
+    kv: KVManager,
+    num_draft_tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    max_model_len: int | None,
+    num_slots: int | None,
+) -> Sizes:
+    """Every capacity of an engine over a model. Raises ValueError if they do not go together."""
+    longest, seqs = spec.max_model_len, scheduler.max_num_seqs
+    if max_model_len is not None and not 1 < max_model_len <= longest:
+        raise ValueError(
+            f"max_model_len must be from 2 to the model's own limit {longest}, got {max_model_len}"
+        )
+    length = max_model_len or longest
+    check_compression(kv, spec, num_draft_tokens)
+    return Sizes(
+        num_slots=num_slots or (max(seqs, 1024) if device.type == "cuda" else seqs),
+        max_num_seqs=seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        max_model_len=length,
+        page_size=kv.page_size,
+        num_pages=choose_num_pages(kv, spec, dtype, device, length, seqs),
+        num_draft_tokens=num_draft_tokens,
+        num_host_pages=choose_num_host_pages(scheduler, kv),
+    )

@@ -11,6 +11,7 @@ import torch
 
 from paged.kernels.control import columns as col
 from paged.kernels.control.budget import PageBudget
+from paged.kernels.control.swap import SwapSpace
 from paged.kernels.logit_edits import WORDS, mask_words
 
 WAITING, RUNNING = col.WAITING.value, col.RUNNING.value
@@ -41,10 +42,11 @@ class Sizes:
     page_size: int  # tokens of a page, a power of two
     num_pages: int  # N
     num_draft_tokens: int = 0  # K: proposed for a sequence in one step at most, 0 = no speculation
+    num_host_pages: int = 0  # H: for the keys and values of preempted rows, 0 = no swapping
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = 0 if name == "num_draft_tokens" else 1
+            least = 0 if name in ("num_draft_tokens", "num_host_pages") else 1
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         check_page_size(self.page_size)
@@ -101,6 +103,8 @@ class RequestTable:
     beam_index: torch.Tensor
     early_stopping: torch.Tensor
     num_dropped: torch.Tensor
+    num_swapped: torch.Tensor
+    num_unsaved: torch.Tensor
 
     def __init__(self, sizes: Sizes, device: torch.device | str, vocab_size: int = 1) -> None:
         slots, pages = sizes.num_slots, sizes.max_pages_per_seq
@@ -151,6 +155,7 @@ class PagePool:
     ) -> None:
         pages = sizes.num_pages
         self.sizes = sizes
+        self.swaps = SwapSpace(sizes, device) if sizes.num_host_pages else None
         # One bucket of 16 ways for each page: a full bucket, or two pages of one step in the same
         # bucket, would keep the rest of a chain from being published.
         self.num_buckets = num_buckets or next_power_of_2(pages)
@@ -213,7 +218,7 @@ class StepPlan:
         self.admitted = ints(slots)  # 1 = left the queue in this step
         self.slot_sample = ints(slots, value=-1)  # index among the sampled rows, -1 = none
 
-        self.counts = ints(12)
+        self.counts = ints(14)
         self.num_tokens = self.counts[0:1]
         self.num_seqs = self.counts[1:2]
         self.num_samples = self.counts[2:3]
@@ -226,6 +231,8 @@ class StepPlan:
         self.num_beam_copies = self.counts[9:10]
         self.num_draft_tokens = self.counts[10:11]  # verified in this step, of all sequences
         self.num_accepted_tokens = self.counts[11:12]
+        self.num_swapped_out = self.counts[12:13]  # tokens whose pages went to host memory
+        self.num_swapped_in = self.counts[13:14]  # and came back from there
         self.ring_base = ints(1, dtype=torch.int64)  # the free ring's head before this step
 
         self.seq_slots = ints(seqs)

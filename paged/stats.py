@@ -49,6 +49,8 @@ class StepStats:
     num_admitted: int
     cached_tokens: int
     recomputed_tokens: int
+    swapped_out_tokens: int
+    swapped_in_tokens: int
     num_draft_tokens: int
     num_accepted_tokens: int
     capacity: int
@@ -71,8 +73,10 @@ class StepStats:
             num_waiting=header.num_waiting,
             num_preempted=header.num_preempted,
             num_admitted=header.num_admitted,
-            cached_tokens=sum(report.cached_tokens),
+            cached_tokens=sum(report.cached_tokens) - header.num_swapped_in,
             recomputed_tokens=sum(report.dropped_tokens),
+            swapped_out_tokens=header.num_swapped_out,
+            swapped_in_tokens=header.num_swapped_in,
             num_draft_tokens=header.num_draft_tokens,
             num_accepted_tokens=header.num_accepted_tokens,
             capacity=flight.capacity,

@@ -1,6 +1,6 @@
 """The step, stage by stage: the device's side of the engine.
 
-    ingest -> lookup -> rank -> schedule -> prepare -> model -> edit -> sample -> report
+    ingest -> lookup -> rank -> schedule -> prepare -> swap -> model -> edit -> sample -> report
     -> update -> publish -> compress -> release
 
 With a proposer, drafts are proposed and granted after `schedule` and verified before `update`.
@@ -9,7 +9,7 @@ Every stage is a launch over device-resident state. Nothing here looks at a resu
 be captured in a CUDA graph (see graphs.py) and replayed ahead of what the host knows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from paged.beam_stage import BeamStage
 from paged.draft_stage import DraftStage
@@ -28,6 +28,7 @@ from paged.kernels.copy_pages import copy_pages
 from paged.logits_stage import LogitsStage
 from paged.mailbox import Mailbox
 from paged.state import PagePool, RequestTable, Sizes, StepPlan
+from paged.swap_stage import SwapStage
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Step:
     drafts: DraftStage
     model: Model
     low_water: int  # pages to keep free
+    swap: SwapStage = field(default_factory=SwapStage)
 
     def run(self, capacity: int, num_commands: int, max_seq_len: int, beams: bool = False) -> None:
         """Launch every stage once.
@@ -68,6 +70,7 @@ class Step:
         )
         self.drafts.propose(requests, self.pool, plan, budget=capacity)
         self.kv.reserve(requests, plan)
+        self.swap.run(requests, self.pool, plan, self.model.pages)
         copy_pages(self.model.pages, plan.copy_source, plan.copy_target, plan.num_copies)
         meta = AttentionMeta(
             block_table=plan.block_table,
@@ -79,7 +82,8 @@ class Step:
             max_num_tokens=capacity,
             max_seq_len=max_seq_len,
         )
-        logits = self.model.forward(plan, meta, self.attention, capacity)
+        attention = self.kv.observe(self.attention, requests, plan)
+        logits = self.model.forward(plan, meta, attention, capacity)
         self.logits.edit(logits, requests, plan)
         self.sampler.sample(logits, requests, plan)
         self.logits.report(logits, requests, self.pool, plan, self.mailbox.tops.words)

@@ -17,7 +17,7 @@ import torch
 
 import paged  # noqa: F401 - decides where kernels run
 from paged.interfaces import Compression
-from paged.kv.compression import keydiff, knorm, paged_eviction
+from paged.kv.compression import h2o, keydiff, knorm, paged_eviction, snapkv, tova
 from paged.kv.compression.base import ScoreCompression
 from paged.kv.compression.streaming_llm import StreamingLLM
 from paged.kv.paged import PagedKV
@@ -32,6 +32,11 @@ POLICIES = {
     "knorm": lambda **knobs: ScoreCompression(knorm.score, **knobs),
     "keydiff": lambda **knobs: ScoreCompression(keydiff.score, with_mean_key=True, **knobs),
     "paged_eviction": lambda **knobs: ScoreCompression(paged_eviction.score, **knobs),
+    "tova": lambda **knobs: ScoreCompression(tova.score, with_attention=True, window=1, **knobs),
+    "h2o": lambda **knobs: ScoreCompression(h2o.score, with_attention=True, **knobs),
+    "snapkv": lambda **knobs: ScoreCompression(
+        snapkv.score, with_attention=True, window=32, prompt_only=True, **knobs
+    ),
 }
 CITIES = ("Oakville", "Riverton", "Springdale", "Lakewood", "Fairview")
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -78,14 +78,19 @@ def attend_keys(
         shift = tl.where(m_new == float("-inf"), 0.0, m_new)
         p = tl.exp2(tl.fma(s, score_scale, -tl.expand_dims(shift, -1))).to(v.dtype)
         rescale = tl.expand_dims(tl.exp2(m_split - shift), -1)
-        l_split = tl.dot(p, ones, l_split * rescale, input_precision="ieee")
-        acc_split = tl.dot(p, v, acc_split * rescale, input_precision="ieee")
+        # both before the first product: between two in flight, ptxas would make them wait in turn
+        l_split, acc_split = l_split * rescale, acc_split * rescale
+        acc_split = tl.dot(p, v, acc_split, input_precision="ieee")
+        l_split = tl.dot(p, ones, l_split, input_precision="ieee")
         m_split = m_new
-
-        if FOLD and (tile_start + BLOCK_N) % SPLIT_SIZE == 0:
-            l_row = tl.max(l_split, axis=-1)  # its 16 columns are equal
-            m, l_sum, acc = merge_split(m, l_sum, acc, m_split, l_row, acc_split)
-            m_split = tl.full(m_split.shape, float("-inf"), tl.float32)
-            l_split = tl.full(l_split.shape, 0.0, tl.float32)
-            acc_split = tl.full(acc_split.shape, 0.0, tl.float32)
+        if FOLD:
+            ends = (tile_start + BLOCK_N) % SPLIT_SIZE == 0
+            l_tile = l_split
+            # Used outside of the `if`: else the products stay in flight over its reads, and ptxas
+            # serialises every wgmma of the loop (C7515; experiments/kernels/attention).
+            l_split = l_tile * tl.where(ends, 0.0, 1.0)
+            if ends:
+                l_row = tl.max(l_tile, axis=-1)  # its 16 columns are equal
+                m, l_sum, acc = merge_split(m, l_sum, acc, m_split, l_row, acc_split)
+                m_split = tl.full(m_split.shape, float("-inf"), tl.float32)  # resets acc_split too
     return m, l_sum, acc, m_split, l_split, acc_split

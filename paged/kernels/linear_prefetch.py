@@ -12,41 +12,26 @@ import triton.language as tl
 from paged.kernels.linear_tiles import Tiles
 
 ALIGNMENT = 16  # of addresses and sizes of cp.async.bulk, in bytes
-# ask for whole rows (cp.async.bulk.prefetch), or line by line of so many bytes (prefetch)
-LINE_BYTES = tl.constexpr(0)
 
 
 @triton.jit
 def prefetch_weights(weight_ptr, weight_row, in_features, row_bytes, THREADS: tl.constexpr):
     """Ask L2 for the first row_bytes bytes of each row in weight_row [BLOCK_N] int64.
 
-    THREADS per row, one of which asks for the whole row, or each for a line in turn: an address in
-    a tensor smaller than the program would be asked for by several of its threads.
+    One of THREADS per row asks for the whole row. (An address in a tensor smaller than the program
+    would be asked for by several of its threads.) Requests of a warp go out one by one.
     """
     first = (weight_ptr + weight_row * in_features).to(tl.int64, bitcast=True)
     thread = tl.arange(0, THREADS)
-    if LINE_BYTES == 0:
-        # requests of a warp go out one by one: one a row, in all warps
-        tl.inline_asm_elementwise(
-            "{ .reg .pred first; setp.eq.u32 first, $3, 0; mov.u32 $0, 0;"
-            " @first cp.async.bulk.prefetch.L2.global [$1], $2; }",
-            "=r,l,r,r",
-            [first[:, None], row_bytes, thread[None, :]],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-    else:
-        for start in range(0, row_bytes, THREADS * LINE_BYTES):
-            offset = tl.minimum(start + thread * LINE_BYTES, row_bytes - 16)
-            tl.inline_asm_elementwise(
-                "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-                "=r,l",
-                [first[:, None] + offset[None, :]],
-                dtype=tl.int32,
-                is_pure=False,
-                pack=1,
-            )
+    tl.inline_asm_elementwise(
+        "{ .reg .pred first; setp.eq.u32 first, $3, 0; mov.u32 $0, 0;"
+        " @first cp.async.bulk.prefetch.L2.global [$1], $2; }",
+        "=r,l,r,r",
+        [first[:, None], row_bytes, thread[None, :]],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 def prefetch_bytes(weight: torch.Tensor, tiles: Tiles, row_tiles: int) -> int:

@@ -15,38 +15,52 @@ import triton
 import triton.language as tl
 
 from paged.kernels.launch import check_tensor, interpreted
+from paged.kernels.page_attention import ONE
 
 MAX_TILE = 4096  # elements of a tile of keys on a GPU: they stay in registers
-PAGE_SCORES_VARIANTS = ({"with_means": True}, {"head_dim": 80, "num_kv_heads": 3})
+PAGE_SCORES_VARIANTS = (
+    {"with_means": True},
+    {"head_dim": 80, "num_kv_heads": 3},
+    {"with_attention": True},
+)
 
 
 class CachedToken(NamedTuple):
     """Tokens of one layer and KV head, as `score` sees them; fp32 tiles [..., D], with zeros from
-    head_dim up to the next power of two. A score reduces the last axis."""
+    head_dim up to the next power of two. A score reduces the last axis, which `attention` lacks."""
 
     key: Any  # rotated
     value: Any
     mean_key: Any  # mean of all the request's keys scaled to length 1; None unless asked for
+    attention: Any = None  # paid to a token of its page, by all heads and layers; None as above
 
 
 @triton.jit
 def _page_scores_kernel(
-    pages_ptr, block_table, num_rows_ptr, slots, ends, mean_keys, scores, args, num_pages,
+    pages_ptr, block_table, num_rows_ptr, slots, ends, mean_keys, attention, scores, args,
+    num_pages,
     SCORE: tl.constexpr, MAX_PAGES: tl.constexpr, FIRST: tl.constexpr, NUM_LAYERS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr, PAGE_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr,
-    MEANS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    MEANS: tl.constexpr, ATTENTION: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     ROWS: tl.constexpr = NUM_KV_HEADS * PAGE_SIZE  # of a page, head by head
     lane = tl.arange(0, BLOCK_P)
     d = tl.arange(0, BLOCK_D)[None, None, :]
     for row in range(tl.program_id(1), tl.load(num_rows_ptr), tl.num_programs(1)):
-        table = block_table + tl.load(slots + row).to(tl.int64) * MAX_PAGES
+        slot = tl.load(slots + row).to(tl.int64)
+        table = block_table + slot * MAX_PAGES
         end = tl.load(ends + row)
         stride = tl.num_programs(0) * BLOCK_P
         for first in range(FIRST + tl.program_id(0) * BLOCK_P, end, stride):
             live = first + lane < end
             # lanes past the end read what is there: a score may divide by what it finds
             page = tl.load(table + tl.minimum(first + lane, end - 1)).to(tl.int64)
+            paid = None
+            if ATTENTION:
+                of_page = tl.load(attention + slot * MAX_PAGES + first + lane, mask=live, other=0)
+                of_token = of_page.to(tl.float32) / (ONE * PAGE_SIZE)
+                paid = tl.broadcast_to(of_token[:, None], [BLOCK_P, BLOCK_R])
             total = tl.zeros([BLOCK_P], dtype=tl.float32)
             for layer in range(NUM_LAYERS):
                 plane = pages_ptr + (2 * layer * num_pages + page) * ROWS * HEAD_DIM
@@ -66,6 +80,7 @@ def _page_scores_kernel(
                         key=tl.load(k_ptrs, mask=mask, other=0.0).to(tl.float32),
                         value=tl.load(v_ptrs, mask=mask, other=0.0).to(tl.float32),
                         mean_key=mean_key,
+                        attention=paid,
                     )  # [BLOCK_P, BLOCK_R, BLOCK_D]
                     total += tl.sum(tl.where(inside, SCORE(token, *args), 0.0), axis=1)
             mean = total / (NUM_LAYERS * ROWS)
@@ -85,6 +100,7 @@ def page_scores(
     head_dim: int,
     first: int = 0,
     mean_keys: torch.Tensor | None = None,
+    attention: torch.Tensor | None = None,
     args: tuple = (),
 ) -> None:
     """Write the scores of entries [first, ends[i]) of the block table of slot slots[i].
@@ -96,6 +112,7 @@ def page_scores(
         scores: [S, M] float32, written.
         score: Triton function `(token, *args) -> float32`, see `CachedToken`.
         mean_keys: [S, layers, num_kv_heads, head_dim] float32 from `mean_keys`, or None.
+        attention: [R, M] int64 from `page_attention`, or None.
 
     Raises ValueError on a wrong shape, dtype or stride.
     """
@@ -109,6 +126,8 @@ def page_scores(
     if mean_keys is not None:
         shape = (slots.shape[0], layers, heads, head_dim)
         check_tensor("mean_keys", mean_keys, shape, torch.float32)
+    if attention is not None:
+        check_tensor("attention", attention, tuple(block_table.shape), torch.int64)
     block_d = triton.next_power_of_2(head_dim)
     block_r = min(triton.next_power_of_2(heads * page_size), max(1, MAX_TILE // block_d))
     block_p, grid = 1, (128, min(slots.shape[0], 32))
@@ -117,10 +136,11 @@ def page_scores(
         room = max(1, 2**20 // (block_r * block_d))
         block_p, grid = min(triton.next_power_of_2(max_pages), room), (1, 1)
     _page_scores_kernel[grid](
-        pages, block_table, num_rows, slots, ends, mean_keys, scores, args, num_pages,
+        pages, block_table, num_rows, slots, ends, mean_keys, attention, scores, args, num_pages,
         SCORE=score, MAX_PAGES=max_pages, FIRST=first, NUM_LAYERS=layers, NUM_KV_HEADS=heads,
         PAGE_SIZE=page_size, HEAD_DIM=head_dim, MEANS=mean_keys is not None,
-        BLOCK_P=block_p, BLOCK_R=block_r, BLOCK_D=block_d, num_warps=4,
+        ATTENTION=attention is not None, BLOCK_P=block_p, BLOCK_R=block_r, BLOCK_D=block_d,
+        num_warps=4,
     )  # fmt: skip
 
 
@@ -148,6 +168,7 @@ def page_scores_ref(
     head_dim: int,
     first: int = 0,
     mean_keys: torch.Tensor | None = None,
+    attention: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What `scores` becomes, as a copy; here `score` is a torch function."""
     layers, num_pages, heads = check_pages(pages, page_size, head_dim)
@@ -157,7 +178,11 @@ def page_scores_ref(
         held = block_table[slots[row], first : int(ends[row])].long()
         key, value = cache[:, 0, held], cache[:, 1, held]  # [layers, pages, heads, page_size, D]
         mean_key = None if mean_keys is None else mean_keys[row][:, None, :, None]
-        of_tokens = score(CachedToken(key, value, mean_key))
+        paid = None
+        if attention is not None:
+            paid = attention[slots[row], first : int(ends[row])].float()
+            paid = (paid / (ONE.value * page_size))[:, None, None].expand(key.shape[:-1])
+        of_tokens = score(CachedToken(key, value, mean_key, paid))
         scores[row, first : int(ends[row])] = of_tokens.mean((0, 2, 3))
     return scores
 
@@ -168,6 +193,8 @@ def _dot_of_all(token):
     other = token.value
     if token.mean_key is not None:
         other = other + token.mean_key
+    if token.attention is not None:
+        other = other * token.attention[:, :, None]
     return tl.sum(token.key * other, axis=-1)
 
 
@@ -182,6 +209,7 @@ def page_scores_inputs(
     ends: tuple[int, ...] = (7, 3),
     first: int = 1,
     with_means: bool = False,
+    with_attention: bool = False,
 ) -> dict:
     """Arguments of `page_scores`: rows on shuffled slots and pages, one row to spare."""
     generator = torch.Generator().manual_seed(0)
@@ -192,6 +220,7 @@ def page_scores_inputs(
     table = torch.randperm(num_pages, generator=generator).view(rows + 1, width).int()
     slots = torch.randperm(rows + 1, generator=generator).int()
     means = torch.randn(rows + 1, num_layers, num_kv_heads, head_dim, generator=generator)
+    paid = torch.randint(2**40, table.shape, generator=generator).to(device)
     return {
         "pages": pages.to(device, dtype),
         "block_table": table.to(device),
@@ -204,4 +233,5 @@ def page_scores_inputs(
         "head_dim": head_dim,
         "first": first,
         "mean_keys": means.to(device) if with_means else None,
+        "attention": paid if with_attention else None,
     }

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from paged.interfaces import Compression, KVManager, Model
+from paged.interfaces import Attention, Compression, KVManager, Model
 from paged.kernels.control.columns import (
     HEAD,
     MAX_LEN,
@@ -41,6 +41,8 @@ class PagedKV(KVManager):
         reserve_len: Triton function `(prompt_len, total_len, max_len) -> tokens` that a row holds
             pages for; None holds them for computed tokens only.
         low_water: share of the pages kept free by evicting cached ones ahead of need.
+        num_host_pages: pages of pinned host memory that preempted requests are swapped out to, with
+            `scheduler.preemption=swap`.
         compression: drops pages of running requests; None keeps them all.
     """
 
@@ -55,14 +57,16 @@ class PagedKV(KVManager):
         prefix_caching: bool = True,
         reserve_len: Callable | None = None,
         low_water: float = 0.05,
+        num_host_pages: int | None = None,
         compression: Compression | None = None,
     ) -> None:
         for name, value in (("memory_fraction", memory_fraction), ("low_water", low_water)):
             if not 0 <= value <= 1:
                 raise ValueError(f"kv.{name} must be in [0, 1], got {value}")
         check_page_size(page_size)
-        if num_pages is not None and num_pages < 1:
-            raise ValueError(f"kv.num_pages must be positive, got {num_pages}")
+        for name, count in (("num_pages", num_pages), ("num_host_pages", num_host_pages)):
+            if count is not None and count < 1:
+                raise ValueError(f"kv.{name} must be positive, got {count}")
         if compression is not None:
             compression.budget(page_size)  # raises
             if reserve_len is not None:
@@ -77,6 +81,7 @@ class PagedKV(KVManager):
         self.prefix_caching = prefix_caching
         self.reserve_len = reserve_len
         self.low_water = low_water
+        self.num_host_pages = num_host_pages
         self.compression = compression
 
     def allocate(self, requests: RequestTable, device: torch.device) -> PagePool:
@@ -95,6 +100,11 @@ class PagedKV(KVManager):
     def commit(self, requests: RequestTable, plan: StepPlan) -> None:
         if self.prefix_caching:
             publish(requests, self.pool, plan)
+
+    def observe(self, attention: Attention, requests: RequestTable, plan: StepPlan) -> Attention:
+        if self.compression is None:
+            return attention
+        return self.compression.observe(attention, requests, plan, self.drops)
 
     def compress(self, requests: RequestTable, model: Model) -> None:
         if self.compression is not None:

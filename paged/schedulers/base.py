@@ -24,7 +24,7 @@ from paged.kernels.control.order import now_view, order, row_view
 from paged.kernels.control.schedule import schedule
 from paged.kernels.launch import is_kernel_function
 from paged.schedulers.fcfs import rank as fcfs
-from paged.schedulers.victims import VICTIMS
+from paged.schedulers.victims import PREEMPTIONS, VICTIMS
 from paged.state import RUNNING, WAITING, PagePool, RequestTable, StepPlan
 
 
@@ -43,6 +43,8 @@ class RankScheduler(Scheduler):
             "lowest_priority" or "least_computed"; None takes the last by `rank`. Where the order
             is preemptive, it decides this too.
         static_batch: admit only when nothing runs (a batch runs to completion).
+        preemption: "recompute" drops the keys and values of who gives way; "swap" keeps them in
+            `kv.num_host_pages` of host memory, as far as they have room.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class RankScheduler(Scheduler):
         preemptive: bool = False,
         static_batch: bool = False,
         victim: str | None = None,
+        preemption: str = "recompute",
     ) -> None:
         for name, value in (
             ("max_num_seqs", max_num_seqs),
@@ -75,6 +78,10 @@ class RankScheduler(Scheduler):
                 f"scheduler.victim must be null with preemptive=true, whose order decides who "
                 f"gives way, got {victim!r}"
             )
+        if preemption not in PREEMPTIONS:
+            names = " or ".join(PREEMPTIONS)
+            raise ValueError(f"scheduler.preemption must be {names}, got {preemption!r}")
+        self.preemption = preemption
         self.rank_function = rank
         self.args = tuple(args)
         self.max_num_seqs = max_num_seqs

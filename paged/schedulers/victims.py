@@ -10,6 +10,7 @@ import torch
 
 from paged.kernels.control.columns import Row
 
+PREEMPTIONS = ("recompute", "swap")
 VICTIMS: dict[str, Callable[[Row], torch.Tensor]] = {
     "last_admitted": lambda row: row.admitted,
     "lowest_priority": lambda row: row.priority,

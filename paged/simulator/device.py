@@ -37,6 +37,8 @@ def why_not(scheduler: Scheduler, kv: KVManager, eviction: Eviction) -> str | No
             return f"{name} {type(part).__name__} runs on the host"
     if kv.compression is not None:
         return "kv.compression looks at keys, which nothing computes"
+    if scheduler.preemption == "swap":
+        return "scheduler.preemption=swap is not among the stages of a step there"
     if not isinstance(eviction, ScoreEviction) or type(eviction).scores is not ScoreEviction.scores:
         return f"eviction {type(eviction).__name__} keeps a state that only an eviction may change"
     return None

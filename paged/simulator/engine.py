@@ -17,6 +17,7 @@ from paged.intake import LiveRequest
 from paged.interfaces import Eviction, KVManager, Scheduler
 from paged.kernels.control.draw_known import draw_known
 from paged.kernels.control.ingest import ingest
+from paged.kernels.control.swap import swap
 from paged.kernels.control.update import update
 from paged.ledger import Ledger
 from paged.mailbox import Report
@@ -51,6 +52,7 @@ class Work(NamedTuple):
     num_tokens: int
     num_seqs: int
     num_keys: int
+    num_swapped_pages: int  # copied to host memory or from there
     begin: float = 0.0
     seconds: float = 0.0
 
@@ -64,12 +66,15 @@ class TimedEngine(Engine):
     Args:
         step_seconds: `(tokens, sequences, keys) -> seconds` of a step, to the nanosecond; keys are
             the sum of the sequences' lengths.
+        swap_page_seconds: for each page that is copied to host memory or from there.
         arguments: `Engine`'s, but its clock.
     """
 
-    def __init__(self, *, step_seconds: StepSeconds, **arguments: Any) -> None:
+    def __init__(
+        self, *, step_seconds: StepSeconds, swap_page_seconds: float = 0.0, **arguments: Any
+    ) -> None:
         self.virtual = VirtualClock()
-        self.step_seconds = step_seconds
+        self.step_seconds, self.swap_page_seconds = step_seconds, swap_page_seconds
         self.on_report: Callable[[Report, Work], None] | None = None  # a step, as it ended
         self.on_launch: Callable[[], None] | None = None  # the step has changed the state
         self.idle_since = 0  # when the device ended the last step that has been read, ns
@@ -99,13 +104,19 @@ class TimedEngine(Engine):
         """What the step just launched computes."""
         plan = self.device_step.plan
         num_tokens, num_seqs = plan.counts[:2].tolist()
-        return Work(num_tokens, num_seqs, int(plan.seq_lens.sum()))  # 0 past the batch
+        keys = int(plan.seq_lens.sum())  # 0 past the batch
+        return Work(num_tokens, num_seqs, keys, self._swapped_pages())
+
+    def _swapped_pages(self) -> int:
+        swaps = self.pool.swaps
+        return 0 if swaps is None else int(swaps.num_out) + int(swaps.num_in)
 
     def _wait(self, flight: Flight, timeout: float) -> Report:
         report = super()._wait(flight, timeout)
         launched, work = self._launched.popleft()
         begin = max(launched, self.idle_since)
         seconds = self.step_seconds(work.num_tokens, work.num_seqs, work.num_keys)
+        seconds += work.num_swapped_pages * self.swap_page_seconds
         duration = round(seconds * 1e9)
         self.idle_since = begin + duration
         self.virtual.ns = max(self.virtual.ns, self.idle_since)
@@ -131,6 +142,8 @@ class SimulatedSteps:
             requests, step.pool, plan, capacity=capacity, reserve=kv.reserve_len
         )
         kv.reserve(requests, plan)
+        if step.pool.swaps is not None:
+            swap(requests, step.pool, plan)
         draw_known(requests, plan)
         update(requests, step.pool, plan, step.mailbox.events)
         kv.commit(requests, plan)
@@ -159,6 +172,7 @@ class SimulatedEngine(TimedEngine):
         step_seconds: StepSeconds,
         vocab_size: int,
         in_flight: int = 2,
+        swap_page_seconds: float = 0.0,
     ) -> None:
         if kv.compression is not None:
             raise ValueError(
@@ -168,6 +182,7 @@ class SimulatedEngine(TimedEngine):
         nothing = cast(Any, None)  # a simulated step asks nothing of them
         super().__init__(
             step_seconds=step_seconds,
+            swap_page_seconds=swap_page_seconds,
             model=nothing,
             attention=nothing,
             sampler=nothing,
@@ -187,7 +202,8 @@ class SimulatedEngine(TimedEngine):
     def _planned(self) -> Work:
         plan = self.stages.plan
         num_tokens, num_seqs = plan.counts[:2].tolist()
-        return Work(num_tokens, num_seqs, int(plan.seq_lens[:num_seqs].sum()))
+        keys = int(plan.seq_lens[:num_seqs].sum())
+        return Work(num_tokens, num_seqs, keys, self._swapped_pages())
 
     def submit(
         self, prompt_token_ids: Sequence[int], params: SamplingParams, **names: Any

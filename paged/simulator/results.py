@@ -38,7 +38,8 @@ class Results(Totals):
             self._queued.setdefault(ticket, work.begin)
             dropped = self._dropped.pop(ticket, 0)
             self.recomputed_tokens += max(0, dropped - cached)
-        cached, dropped = sum(report.cached_tokens), sum(report.dropped_tokens)
+        cached = sum(report.cached_tokens) - header.num_swapped_in
+        dropped = sum(report.dropped_tokens)
         used = self.sizes.num_pages - header.free_pages - header.cached_pages
         self.num_steps += 1
         self.seconds = self.virtual.now
@@ -46,6 +47,8 @@ class Results(Totals):
         self.preemptions += header.num_preempted
         self.cached_tokens += cached
         self.dropped_tokens += dropped
+        self.swapped_out_tokens += header.num_swapped_out
+        self.swapped_in_tokens += header.num_swapped_in
         self.busy_seconds += work.seconds
         self.seq_seconds += header.num_seqs * work.seconds
         self.peak_pages = max(self.peak_pages, used)

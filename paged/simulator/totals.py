@@ -25,6 +25,7 @@ class Totals:
         self.records: list[dict[str, Any]] = []
         self.num_steps = self.preemptions = self.computed_tokens = 0
         self.dropped_tokens = self.recomputed_tokens = self.cached_tokens = 0
+        self.swapped_out_tokens = self.swapped_in_tokens = 0
         self.busy_seconds = self.seq_seconds = self.seconds = 0.0
         self.peak_pages = 0
         self.split = dict.fromkeys(SPLIT, 0.0)  # slots of KV x seconds
@@ -100,7 +101,7 @@ class Totals:
         for name in TIMES:
             summary |= percentiles(name, [record[name] for record in self.records])
         # A preempted request is admitted again, with the tokens it lost to find or to compute.
-        admitted_tokens = prompt_tokens + self.dropped_tokens
+        admitted_tokens = prompt_tokens + self.dropped_tokens - self.swapped_in_tokens
         return summary | {
             "computed_tokens": self.computed_tokens,
             "prefix_hit_tokens": self.cached_tokens,
@@ -108,6 +109,8 @@ class Totals:
             "preemptions": self.preemptions,
             "dropped_tokens": self.dropped_tokens,
             "recomputed_tokens": self.recomputed_tokens,
+            "swapped_out_tokens": self.swapped_out_tokens,
+            "swapped_in_tokens": self.swapped_in_tokens,
             "recompute_tax": self.recomputed_tokens / max(self.computed_tokens, 1),
             "num_pages": self.sizes.num_pages,
             "page_size": self.sizes.page_size,

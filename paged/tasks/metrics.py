@@ -28,6 +28,7 @@ class RunMetrics:
         self.kv = engine.kv
         self.num_steps = self.computed_tokens = self.sequences = 0
         self.preemptions = self.cached_tokens = self.recomputed_tokens = 0
+        self.swapped_out_tokens = self.swapped_in_tokens = 0
         self.draft_tokens = self.accepted_tokens = 0
         self.peak_pages = 0
         pinned = self.requests.columns.is_cuda
@@ -45,7 +46,10 @@ class RunMetrics:
         self.sequences += stats.num_seqs
         self.preemptions += stats.num_preempted
         self.cached_tokens += stats.cached_tokens
-        self.recomputed_tokens += stats.recomputed_tokens
+        # What comes back from host memory is not computed again.
+        self.recomputed_tokens += stats.recomputed_tokens - stats.swapped_in_tokens
+        self.swapped_out_tokens += stats.swapped_out_tokens
+        self.swapped_in_tokens += stats.swapped_in_tokens
         self.draft_tokens += stats.num_draft_tokens
         self.accepted_tokens += stats.num_accepted_tokens
         used = self.sizes.num_pages - stats.free_pages - stats.cached_pages
@@ -95,6 +99,8 @@ class RunMetrics:
             "prefix_hit_rate": self.cached_tokens / max(admitted_tokens, 1),
             "preemptions": self.preemptions,
             "recomputed_tokens": self.recomputed_tokens,
+            "swapped_out_tokens": self.swapped_out_tokens,
+            "swapped_in_tokens": self.swapped_in_tokens,
             "draft_tokens": self.draft_tokens,
             "accepted_tokens": self.accepted_tokens,
             "num_pages": self.sizes.num_pages,
@@ -151,6 +157,11 @@ def table(summary: dict[str, Any]) -> Table:
         "preemptions",
         f"{summary['preemptions']}, {summary['recomputed_tokens']} tokens dropped",
     )
+    if summary["swapped_out_tokens"]:
+        shown.add_row(
+            "swapped tokens",
+            f"{summary['swapped_out_tokens']} out, {summary['swapped_in_tokens']} in",
+        )
     if summary["draft_tokens"]:
         drafted, accepted = summary["draft_tokens"], summary["accepted_tokens"]
         shown.add_row(

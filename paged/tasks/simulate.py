@@ -24,7 +24,7 @@ from paged.simulator.script import write_script
 from paged.simulator.simulation import Arrival, arrivals, feed
 from paged.simulator.step_time import StepTime, load_step_time
 from paged.simulator.totals import PERCENTILES, TIMES, Totals
-from paged.sizing import resolve_device
+from paged.sizing import choose_num_host_pages, resolve_device
 from paged.state import Sizes
 from paged.tasks.generate import progress_line
 from paged.tasks.recipe import Recipe
@@ -42,6 +42,7 @@ def simulate(
     *,
     step_time: str = "llama-3.1-8b-h200",
     kv_memory_gib: float = 40.0,
+    swap_gb_per_s: float = 25.0,
     in_flight: int = 2,
     seconds: float | None = None,
     steps: bool = True,
@@ -54,6 +55,8 @@ def simulate(
     Args:
         step_time: name of a shipped fit (`paged/simulator/times`), or the path of one.
         kv_memory_gib: memory for keys and values, where kv.num_pages is null.
+        swap_gb_per_s: 10^9 bytes a second that pages are copied at, with
+            scheduler.preemption=swap; the step waits for the copies, as it does on a GPU.
         in_flight: steps launched before the first is read.
         seconds: only requests that arrive within so many.
         steps: write `steps.jsonl`, a line a step.
@@ -67,6 +70,7 @@ def simulate(
         raise ValueError(f"workload: no request arrives within seconds={seconds}")
     parts = parts_of(recipe, requests, clock, kv_memory_gib)
     parts["in_flight"] = in_flight
+    page_seconds = swap_page_seconds(parts, clock, swap_gb_per_s)
     device = device_of(recipe, parts, console)
     refused: list[str] = []
     with folder, progress_line(console) as progress:
@@ -85,7 +89,7 @@ def simulate(
 
         results: Totals
         if device is None:
-            engine = host_engine(parts, requests, clock)
+            engine = host_engine(parts, requests, clock, page_seconds)
             results = watched = Results(engine, on_step)
             for live in feed(engine, requests, refuse):
                 folder.request(watched.request(live))
@@ -123,13 +127,12 @@ def parts_of(
     scheduler = given.get("scheduler") or RankScheduler()
     kv = given.get("kv") or PagedKV()
     longest = max(one.prompt_len + one.output_len for one in requests)
-    num_pages = kv.num_pages
+    num_pages, page_bytes = kv.num_pages, clock.kv_bytes_per_token * kv.page_size
     if num_pages is None:
-        if clock.kv_bytes_per_token == 0:
+        if page_bytes == 0:
             raise ValueError(
                 "kv.num_pages must be given: the step_time does not say kv_bytes_per_token"
             )
-        page_bytes = clock.kv_bytes_per_token * kv.page_size
         num_pages = max(1, int(kv_memory_gib * 2**30) // page_bytes)
     sizes = Sizes(
         num_slots=given.get("num_slots") or max(scheduler.max_num_seqs, WAITING_ROWS),
@@ -138,9 +141,22 @@ def parts_of(
         max_model_len=given.get("max_model_len") or longest,
         page_size=kv.page_size,
         num_pages=num_pages,
+        num_host_pages=choose_num_host_pages(scheduler, kv),
     )
     eviction = given.get("eviction") or ScoreEviction(lru)
     return {"sizes": sizes, "scheduler": scheduler, "kv": kv, "eviction": eviction}
+
+
+def swap_page_seconds(parts: Mapping[str, Any], clock: StepTime, gb_per_s: float) -> float:
+    """Seconds that the copy of a page to host memory or from there takes."""
+    if not gb_per_s > 0:
+        raise ValueError(f"task.swap_gb_per_s must be positive, got {gb_per_s}")
+    if parts["sizes"].num_host_pages and clock.kv_bytes_per_token == 0:
+        raise ValueError(
+            "scheduler.preemption=swap takes time by the bytes, and the step_time does not say "
+            "kv_bytes_per_token; give it, or use scheduler.preemption=recompute"
+        )
+    return clock.kv_bytes_per_token * parts["sizes"].page_size / (gb_per_s * 1e9)
 
 
 def device_of(recipe: Recipe, parts: Mapping[str, Any], console: Console) -> torch.device | None:
@@ -162,10 +178,13 @@ def device_of(recipe: Recipe, parts: Mapping[str, Any], console: Console) -> tor
 
 
 def host_engine(
-    parts: Mapping[str, Any], requests: Sequence[Arrival], clock: StepTime
+    parts: Mapping[str, Any], requests: Sequence[Arrival], clock: StepTime, page_seconds: float
 ) -> SimulatedEngine:
     """The engine on the host, with an eviction that knows what is to come."""
-    engine = SimulatedEngine(step_seconds=clock.seconds, vocab_size=vocab_of(requests), **parts)
+    engine = SimulatedEngine(
+        step_seconds=clock.seconds, swap_page_seconds=page_seconds, vocab_size=vocab_of(requests),
+        **parts,
+    )  # fmt: skip
     # What is refused gets no ticket, so policies that read the future must not see it.
     limit = engine.sizes.max_model_len
     served = [one for one in requests if one.prompt_len + one.output_len <= limit]
@@ -213,6 +232,11 @@ def table(summary: dict[str, Any], clock: StepTime) -> Table:
         f"{summary['preemptions']}, {summary['recomputed_tokens']} tokens recomputed, "
         f"{summary['recompute_tax']:.2%} of all",
     )
+    if summary["swapped_out_tokens"]:
+        shown.add_row(
+            "swapped tokens",
+            f"{summary['swapped_out_tokens']} out, {summary['swapped_in_tokens']} in",
+        )
     shown.add_row(
         "pages",
         f"{summary['num_pages']} of {summary['page_size']} tokens, at most "

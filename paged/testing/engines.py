@@ -16,6 +16,7 @@ from paged.mailbox import Mailbox
 from paged.request import SamplingParams
 from paged.samplers.greedy import GreedySampler
 from paged.schedulers.base import RankScheduler
+from paged.sizing import choose_num_host_pages
 from paged.state import Sizes
 from paged.structured.base import GrammarCompiler
 from paged.testing.oracle import OracleModel
@@ -59,6 +60,7 @@ def oracle_engine(
         page_size=kv.page_size,
         num_pages=num_pages,
         num_draft_tokens=0 if proposer is None else proposer.num_draft_tokens,
+        num_host_pages=choose_num_host_pages(scheduler, kv),
     )
     return Engine(
         model=OracleModel(sizes, device, VOCAB_SIZE, nan_after),

@@ -13,6 +13,8 @@ from paged.beams import BeamGroup
 from paged.kernels.control.budget import PageBudget
 from paged.kernels.control.compress import Drops
 from paged.kernels.control.hashing import mix_ref
+from paged.kernels.control.swap import SwapSpace
+from paged.kernels.swap_pages import swap_pages_ref
 from paged.state import PagePool, RequestTable, Sizes, StepPlan
 
 VOCAB = 64
@@ -100,6 +102,7 @@ class HashModel:
     def __init__(self, sizes: Sizes) -> None:
         self.page_size = sizes.page_size
         self.kv = torch.full((sizes.num_pages, sizes.page_size), NAN_WORD)
+        self.host_kv = torch.full((sizes.num_host_pages, sizes.page_size), NAN_WORD)
         self.sums: dict[int, int] = {}  # by slot: what its last draw was from
 
     def step(self, plan: StepPlan, nan_at: dict[int, int], salt: dict[int, int]) -> None:
@@ -133,6 +136,16 @@ class HashModel:
         count = int(num_copies)
         self.kv[target[:count].cpu().long()] = self.kv[source[:count].cpu().long()]
 
+    def swap(self, swaps: SwapSpace) -> None:
+        """Copy pages to host memory and back, as `swap_pages` does."""
+        lists = (
+            swaps.out_source, swaps.out_target, swaps.num_out,
+            swaps.in_source, swaps.in_target, swaps.num_in,
+        )  # fmt: skip
+        cpu = (tensor.cpu() for tensor in lists)
+        pages, host = swap_pages_ref(self.kv[None], self.host_kv[None], *cpu)
+        self.kv, self.host_kv = pages[0], host[0]
+
     def score(self, requests: RequestTable, drops: Drops) -> None:
         """Write the scores of a compression policy that looks at what pages hold."""
         for row, slot in enumerate(drops.slots[: int(drops.num_rows)].tolist()):
@@ -145,3 +158,7 @@ class HashModel:
         head, tail = pool.counters[:2].tolist()
         ring = pool.free_ring.cpu()
         self.kv[ring[torch.arange(head, tail) % ring.shape[0]].long()] = NAN_WORD
+        if pool.swaps is not None:
+            head, tail = pool.swaps.counters.tolist()
+            ring = pool.swaps.free_ring.cpu()
+            self.host_kv[ring[torch.arange(head, tail) % ring.shape[0]].long()] = NAN_WORD

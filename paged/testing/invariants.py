@@ -9,6 +9,7 @@ from collections import Counter
 import torch
 
 from paged.kernels.control import columns as col
+from paged.kernels.control.swap import SwapSpace
 from paged.state import (
     FINISHED,
     FORKING,
@@ -32,6 +33,8 @@ def check_state(requests: RequestTable, pool: PagePool) -> None:
     _check_pages(pool, holders, free)
     _check_prefix_table(pool)
     _check_shared_contents(requests, pool)
+    if pool.swaps is not None:
+        _check_host_pages(requests, pool.swaps)
 
 
 def _check_rows(requests: RequestTable) -> Counter[int]:
@@ -191,6 +194,21 @@ def _check_shared_contents(requests: RequestTable, pool: PagePool) -> None:
             assert torch.equal(page_tokens[page], mine), (
                 f"page {page} at index {index} of slot {slot} was published with other tokens"
             )
+
+
+def _check_host_pages(requests: RequestTable, swaps: SwapSpace) -> None:
+    """Every host page is free or holds a page of one row that waits."""
+    head, tail = swaps.counters.tolist()
+    ring, total = swaps.free_ring.tolist(), requests.sizes.num_host_pages
+    found = [ring[at % len(ring)] for at in range(head, tail)]
+    tables, status = swaps.host_table.tolist(), requests.status.tolist()
+    for slot, swapped in enumerate(requests.num_swapped.tolist()):
+        if swapped:
+            waits = (WAITING, FORKING, PREEMPTED, FINISHED)
+            assert status[slot] in waits, f"slot {slot} holds host pages but does not wait"
+            pages = -(-swapped // requests.sizes.page_size)
+            found += tables[slot][int(requests.num_unsaved[slot]) : pages]
+    assert sorted(found) == list(range(total)), f"host pages are free or held: {sorted(found)}"
 
 
 def check_plan(

@@ -32,6 +32,7 @@ from paged.kernels.control.publish import publish, publish_ref
 from paged.kernels.control.release import release, release_ref
 from paged.kernels.control.schedule import schedule
 from paged.kernels.control.schedule_ref import schedule_ref
+from paged.kernels.control.swap import swap, swap_ref
 from paged.kernels.control.update import update, update_ref
 from paged.mailbox import Mailbox
 from paged.schedulers.fcfs import rank as fcfs
@@ -92,6 +93,9 @@ class Side:
     def prepare(self, knobs: Knobs) -> None:
         prepare(self.requests, self.pool, self.plan)
 
+    def swap(self, knobs: Knobs) -> None:
+        swap(self.requests, self.pool, self.plan)
+
     def update(self, knobs: Knobs) -> None:
         update(self.requests, self.pool, self.plan, self.mailbox.events)
 
@@ -147,6 +151,9 @@ class ReferenceSide(Side):
     def prepare(self, knobs: Knobs) -> None:
         prepare_ref(self.requests, self.pool, self.plan)
 
+    def swap(self, knobs: Knobs) -> None:
+        swap_ref(self.requests, self.pool, self.plan)
+
     def update(self, knobs: Knobs) -> None:
         update_ref(self.requests, self.pool, self.plan, self.mailbox.events)
 
@@ -182,6 +189,8 @@ def assert_same_state(side: Side, reference: Side, stage: str, step: int) -> Non
     """Every specified bit of the two states is equal after a stage of a step, but APPROXIMATE's."""
     parts = ("pool", "plan", "drops")
     pairs = [(name, getattr(side, name), getattr(reference, name)) for name in parts]
+    if side.pool.swaps is not None:
+        pairs.append(("swaps", side.pool.swaps, reference.pool.swaps))
     for owner, mine, theirs in [("requests", side.requests, reference.requests), *pairs]:
         for name, tensor in vars(mine).items():
             if not isinstance(tensor, torch.Tensor) or name in SCRATCH:

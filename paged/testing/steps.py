@@ -139,11 +139,15 @@ class Steps:
             propose_alike(self.proposer, self.sides)
             self.stage("grant_drafts")
         self.stage("prepare")
+        if self.sizes.num_host_pages:
+            self.stage("swap")
         requests, pool, plan = self.state.requests, self.state.pool, self.state.plan
         check_plan(requests, pool, plan, budget=self.knobs.budget, chunk=self.knobs.chunk)
         nan_at = {s: r.nan_at for s, r in self.live.items() if r.nan_at is not None}
         salt = {slot: request.salt for slot, request in self.live.items()}
         for side in self.sides:
+            if side.pool.swaps is not None:
+                side.model.swap(side.pool.swaps)
             side.model.step(side.plan, nan_at, salt)
         if self.beams:
             self._choose_beams()

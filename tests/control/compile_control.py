@@ -25,6 +25,7 @@ from paged.kernels.control.prepare import prepare
 from paged.kernels.control.publish import publish
 from paged.kernels.control.release import release
 from paged.kernels.control.schedule import schedule
+from paged.kernels.control.swap import swap
 from paged.kernels.control.update import update
 from paged.kv.contiguous_max import reserve_len
 from paged.kv.paged import PagedKV
@@ -54,6 +55,10 @@ def control_compile_cases(sizes: Sizes) -> Iterator[Callable[[], None]]:
     drops, compressed = Drops(sizes, "cpu"), RequestTable(sizes, "cpu")
     compressed.page_budget = PageBudget(pages=20, share=512, sink_pages=1, recent=64)
     holes = (compressed, pool, state[2])
+    attended, asked = Drops(sizes, "cpu"), RequestTable(sizes, "cpu")
+    attended.attention = torch.zeros_like(asked.block_table, dtype=torch.int64)
+    asked.page_budget = compressed.page_budget._replace(uncached=32)
+    swapping = (requests, PagePool(replace(sizes, num_host_pages=1000), "cpu"), state[2])
     yield lambda: ingest(requests, pool, mailbox.commands, 3)
     yield lambda: lookup(requests, pool)
     yield lambda: order(*state, rank)
@@ -82,6 +87,10 @@ def control_compile_cases(sizes: Sizes) -> Iterator[Callable[[], None]]:
     yield lambda: drop_pages(compressed, pool, drops)
     yield driven(sizes, PagedKV(page_size=16), in_flight=1).step
     yield driven(sizes, PagedKV(page_size=16, reserve_len=reserve_len), in_flight=3).step
+    yield lambda: drop_pages(compressed, pool, attended)
+    yield lambda: lookup(asked, pool)
+    yield lambda: schedule(*swapping, budget=7, chunk=3)
+    yield lambda: swap(*swapping)
 
 
 def driven(sizes: Sizes, kv: PagedKV, in_flight: int) -> DeviceSimulation:

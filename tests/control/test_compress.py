@@ -109,3 +109,14 @@ def test_sample_whose_parent_has_dropped_pages_computes_its_prompt(build):
         steps.step()
     steps.finish()
     assert (parent.reason, fork.reason, fork.cached) == ("length", "length", [0])
+
+
+@pytest.mark.parametrize(("uncached", "cached"), [(1, 64), (6, 64), (7, 48), (UNLIMITED, 0)])
+def test_asked_tokens_of_a_prompt_are_computed_by_every_row(build, uncached, cached):
+    steps = build(page_budget=THREE._replace(uncached=uncached))
+    steps.submit(PROMPT[:70], 2)
+    steps.finish()
+    rows = steps.submit_samples(PROMPT[:70], 2, 2)
+    steps.finish()
+    assert rows[0].cached == [cached]
+    assert rows[1].cached == [69 if uncached == 1 else cached], "a parent's last page is not shared"

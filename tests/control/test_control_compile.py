@@ -12,6 +12,7 @@ KERNELS = {
     "_beam_select_kernel", "_beam_repoint_kernel", "_grant_drafts_kernel", "_verify_drafts_kernel",
     "_compress_rows_kernel", "_mark_pages_kernel", "_drop_pages_kernel", "_drive_kernel",
     "_draw_known_kernel",
+    "_swap_kernel",
 }  # fmt: skip
 
 

@@ -57,13 +57,17 @@ class Machine(RuleBasedStateMachine):
         num_seqs=st.integers(1, 4),
         num_buckets=st.sampled_from((1, 2, 64)),
         num_drafts=st.sampled_from((0, 0, 1, 4)),
+        num_host_pages=st.sampled_from((0, 2, 9)),
     )
-    def start(self, knobs, num_pages, num_seqs, num_buckets, num_drafts):
+    def start(self, knobs, num_pages, num_seqs, num_buckets, num_drafts, num_host_pages):
         if knobs.page_budget is not None:
-            num_drafts = 0  # LLM refuses the two together
+            num_drafts = num_host_pages = 0  # LLM refuses them together
+        if knobs.reserve is not None:
+            num_host_pages = 0
         sizes = Sizes(
             num_slots=5, max_num_seqs=num_seqs, max_num_batched_tokens=64, max_model_len=80,
             page_size=16, num_pages=num_pages, num_draft_tokens=num_drafts,
+            num_host_pages=num_host_pages,
         )  # fmt: skip
         self.steps = Steps(sizes, knobs, by=self.by, device=self.device, num_buckets=num_buckets)
         self.knobs, self.submitted = knobs, []

@@ -9,7 +9,7 @@ from paged.beams import BeamSearchParams
 from paged.eviction.base import ScoreEviction
 from paged.eviction.lru import score as lru
 from paged.interfaces import Compression
-from paged.kv.compression import keydiff, knorm, paged_eviction
+from paged.kv.compression import h2o, keydiff, knorm, paged_eviction, snapkv, tova
 from paged.kv.compression.base import ScoreCompression
 from paged.kv.compression.streaming_llm import StreamingLLM
 from paged.kv.contiguous_max import reserve_len
@@ -29,9 +29,28 @@ POLICIES = {
     "knorm": lambda **knobs: ScoreCompression(knorm.score, **knobs),
     "keydiff": lambda **knobs: ScoreCompression(keydiff.score, with_mean_key=True, **knobs),
     "paged_eviction": lambda **knobs: ScoreCompression(paged_eviction.score, **knobs),
+    "tova": lambda **knobs: attended(tova, window=1, **knobs),
+    "h2o": lambda **knobs: attended(h2o, **knobs),
+    "snapkv": lambda **knobs: attended(snapkv, window=WINDOW, prompt_only=True, **knobs),
 }
+WINDOW = 21
 KNOBS = {"pages": 3, "sinks": 4, "recent": 1}
 PROMPT = [(11 * i + i * i) % 250 + 3 for i in range(78)]
+
+
+def attended(policy, **knobs) -> ScoreCompression:
+    return ScoreCompression(policy.score, with_attention=True, **knobs)
+
+
+def score_attended(policy: str, attention: torch.Tensor, prompt_len: int) -> torch.Tensor:
+    """[tokens] of attention [layers, heads, queries, tokens]."""
+    if policy == "tova":
+        return attention[:, :, -1].mean((0, 1))
+    if policy == "h2o":
+        return attention.sum(2).mean((0, 1))
+    scores = attention[:, :, prompt_len - WINDOW : prompt_len].sum(2).mean((0, 1))
+    scores[-(-prompt_len // SIZE) * SIZE :] = 1e9
+    return scores
 
 
 def score_tokens(policy: str, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -60,12 +79,19 @@ def expected_logprobs(model, token_ids: list[int], prompt_len: int, policy: str)
     for length in range(prompt_len, total):
         if length != prompt_len and length % SIZE:
             continue
-        output = model(ids[:, :length], attention_mask=mask[None, None, :length, :length])
+        output = model(
+            ids[:, :length], attention_mask=mask[None, None, :length, :length],
+            output_attentions=True,
+        )  # fmt: skip
         layers = output.past_key_values.layers
         held = [at for at in kept if at < length]
         keys = torch.stack([layer.keys[0] for layer in layers])[:, :, held]
         values = torch.stack([layer.values[0] for layer in layers])[:, :, held]
-        of_tokens = score_tokens(policy, keys, values)
+        if policy in ("tova", "h2o", "snapkv"):
+            weights = torch.stack(output.attentions)[:, 0]
+            of_tokens = score_attended(policy, weights, prompt_len)[held]
+        else:
+            of_tokens = score_tokens(policy, keys, values)
         pages = sorted({at // SIZE for at in held if (at // SIZE + 1) * SIZE <= length})
         first_recent = (length - KNOBS["recent"]) // SIZE
         choice = [page for page in pages if 0 < page < first_recent]
@@ -84,7 +110,9 @@ def expected_logprobs(model, token_ids: list[int], prompt_len: int, policy: str)
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    return save_tiny_model("llama", folder), str(folder)
+    model = save_tiny_model("llama", folder)
+    model.set_attn_implementation("eager")  # gives the weights of attention
+    return model, str(folder)
 
 
 def build(folder: str, compression: Compression, num_pages: int = 32, **knobs) -> LLM:
@@ -136,7 +164,7 @@ def test_preemption_chunks_and_prefix_hits_change_no_bit(device, saved, policy):
     metrics = live.output.metrics
     assert dropped >= 3
     assert metrics.num_preemptions == 1
-    assert metrics.num_cached_tokens > 0
+    assert (metrics.num_cached_tokens > 0) == (policy != "h2o"), "h2o asks every query"
     answer = live.output.outputs[0]
     assert (answer.token_ids, answer.logprobs) == (alone.token_ids, alone.logprobs)
 
@@ -196,7 +224,7 @@ def test_paged_eviction_keeps_large_values_behind_small_keys(device):
     assert kept_pages(device, policy, keys, values) == [0, 1, 3]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", ["streaming_llm", "knorm", "keydiff", "paged_eviction"])
 def test_sinks_and_recent_tokens_are_kept_whatever_their_scores(device, policy):
     compression = POLICIES[policy](ratio=0.01, sinks=17, recent=20)
     scales = torch.linspace(9, 1, 9)

@@ -41,7 +41,8 @@ def main() -> None:
         )
     for name in COMPRESSIONS:
         score = import_module(f"paged.kv.compression.{name}").score
-        inputs = page_scores_inputs(dtype=torch.bfloat16, head_dim=128, with_means=True)
+        given = {"with_means": True, "with_attention": True}
+        inputs = page_scores_inputs(dtype=torch.bfloat16, head_dim=128, **given)
         inputs["score"] = score
         launches[f"compression.{name}"] = lambda inputs=inputs: page_scores(**inputs)
     for name, launch in launches.items():

@@ -1,5 +1,6 @@
 """Engine and simulator, given the same trace and the same step times, decide the same."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -26,7 +27,7 @@ SIZES = Sizes(
 )  # fmt: skip
 DECIDED = (
     "status", "arrival", "admitted", "total_len", "num_computed_tokens", "num_pages", "cached_len",
-    "num_preemptions", "num_published",
+    "num_preemptions", "num_published", "num_swapped", "num_unsaved",
 )  # fmt: skip
 
 
@@ -50,15 +51,16 @@ def trace() -> list[Request]:
     ]
 
 
-def parts(rank, preemptive: bool) -> dict:
+def parts(rank, preemptive: bool, num_host_pages: int) -> dict:
     return {
-        "sizes": SIZES,
+        "sizes": replace(SIZES, num_host_pages=num_host_pages),
         "scheduler": RankScheduler(
             rank, max_num_seqs=4, max_num_batched_tokens=64, chunk=24, preemptive=preemptive
         ),
         "kv": PagedKV(page_size=16, num_pages=SIZES.num_pages, low_water=0.2),
         "eviction": ScoreEviction(lfu),
         "step_seconds": seconds,
+        "swap_page_seconds": 0.002,
     }
 
 
@@ -109,12 +111,17 @@ def decisions(engine: TimedEngine) -> tuple[list[dict], list]:
 
 
 @pytest.mark.parametrize(
-    ("rank", "preemptive", "in_flight"),
-    [pytest.param(sjf, False, 1, marks=pytest.mark.slow), (by_priority, True, 2)],
+    ("rank", "preemptive", "in_flight", "num_host_pages"),
+    [
+        pytest.param(sjf, False, 1, 0, marks=pytest.mark.slow),
+        pytest.param(by_priority, True, 2, 0, marks=pytest.mark.slow),
+        (by_priority, True, 2, 6),
+    ],
 )
-def test_every_step_is_the_same(rank, preemptive, in_flight):
-    engine = with_the_model(**parts(rank, preemptive), in_flight=in_flight)
-    simulator = SimulatedEngine(**parts(rank, preemptive), vocab_size=512, in_flight=in_flight)
+def test_every_step_is_the_same(rank, preemptive, in_flight, num_host_pages):
+    given = rank, preemptive, num_host_pages
+    engine = with_the_model(**parts(*given), in_flight=in_flight)
+    simulator = SimulatedEngine(**parts(*given), vocab_size=512, in_flight=in_flight)
     theirs, their_ends = decisions(engine)
     ours, our_ends = decisions(simulator)
     for number, (mine, want) in enumerate(zip(ours, theirs)):
@@ -125,6 +132,7 @@ def test_every_step_is_the_same(rank, preemptive, in_flight):
     assert len(our_ends) == 9
     assert any(sum(step["cached_len"]) for step in ours), "the trace has no prefix hit"
     assert any(sum(step["num_preemptions"]) for step in ours) or not preemptive
+    assert any(sum(step["num_swapped"]) for step in ours) or not num_host_pages
     lost = [
         page
         for before, after in pairwise(ours)

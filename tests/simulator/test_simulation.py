@@ -26,6 +26,7 @@ from paged.workloads.prompts import WorkItem
 from paged.workloads.request import Request
 
 CLOCK = StepTime(0.01, token=0.001, key=0.00001)
+SWAP_SECONDS = 0.003  # a page
 
 
 def request(number: int, prompt_len: int, output_len: int, arrival: float = 0.0, **fields):
@@ -50,7 +51,7 @@ def crowd(count: int = 40) -> list[Request]:
 
 def run(
     requests, *, in_flight=1, check=False, num_pages=64, scheduler=None, eviction=None,
-    reserve_len=None, **knobs,
+    reserve_len=None, num_host_pages=0, worked=None, **knobs,
 ):  # fmt: skip
     """(engine, results, [record of each request, by number])"""
     scheduler = scheduler or RankScheduler(
@@ -59,14 +60,17 @@ def run(
     kv = PagedKV(page_size=16, num_pages=num_pages, reserve_len=reserve_len)
     sizes = Sizes(
         num_slots=8, max_num_seqs=scheduler.max_num_seqs, max_num_batched_tokens=64,
-        max_model_len=160, page_size=16, num_pages=num_pages,
+        max_model_len=160, page_size=16, num_pages=num_pages, num_host_pages=num_host_pages,
     )  # fmt: skip
     engine = SimulatedEngine(
         sizes=sizes, scheduler=scheduler, kv=kv, eviction=eviction or ScoreEviction(lru),
         step_seconds=CLOCK.seconds, vocab_size=2000, in_flight=in_flight,
+        swap_page_seconds=SWAP_SECONDS,
     )  # fmt: skip
 
     def on_step(record):
+        if worked is not None:
+            worked.append(tuple(record[name] for name in ("num_tokens", "num_seqs", "num_keys")))
         if check:
             kv.check(engine.requests)
 
@@ -156,6 +160,25 @@ def test_a_crowd_in_few_pages_keeps_every_invariant():
     needed = sum(len(r.prompt_token_ids()) + r.output_len - 1 for r in crowd())
     computed, taken = summary["computed_tokens"], summary["prefix_hit_tokens"]
     assert computed + taken == needed + summary["dropped_tokens"]
+
+
+def test_swapped_tokens_are_not_computed_again_but_their_copies_take_time():
+    worked: list[tuple] = []
+    engine, results, records = run(
+        crowd(), check=True, num_pages=14, in_flight=2, num_host_pages=30, worked=worked
+    )
+    summary = results.summary()
+    assert len(records) == 40
+    assert summary["swapped_out_tokens"] >= summary["swapped_in_tokens"] > 0
+    assert int(engine.requests.num_swapped.sum()) == 0
+    needed = sum(len(r.prompt_token_ids()) + r.output_len - 1 for r in crowd())
+    computed, taken = summary["computed_tokens"], summary["prefix_hit_tokens"]
+    lost = summary["dropped_tokens"] - summary["swapped_in_tokens"]
+    assert computed + taken == needed + lost
+    model = sum(CLOCK.seconds(*work) for work in worked)
+    pages = (results.busy_seconds - model) / SWAP_SECONDS
+    assert pages == pytest.approx(round(pages))
+    assert pages >= (summary["swapped_out_tokens"] + summary["swapped_in_tokens"]) / 16
 
 
 @triton.jit

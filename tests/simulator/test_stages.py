@@ -22,6 +22,12 @@ CASES = {
     "whole length": {"reserve": whole_length, "sizes": {"num_pages": 30}},
     "no prefix cache": {"prefix_caching": False},
     "colliding keys": {"num_buckets": 1, "sizes": {"num_pages": 40}},
+    "swapping": {"sizes": {"num_pages": 10, "num_host_pages": 9}},
+    "swapping for others": {
+        "rank": by_priority,
+        "preemptive": True,
+        "sizes": {"num_pages": 14, "num_host_pages": 20},
+    },
     "one slot": {"sizes": {"num_slots": 1, "max_num_seqs": 1}},
     "more slots": {"sizes": {"num_slots": 33, "max_num_seqs": 9, "num_pages": 60, "page_size": 32}},
 }

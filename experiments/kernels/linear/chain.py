@@ -7,8 +7,7 @@ Runs `Decoder.forward` with random weights and 576 keys a sequence. In turn: pro
 dependent launch (PDL) off and on; prefetches of the same size in all layers; what each kind of
 launch adds to the step (the step less the step without it); then, layer by layer, the tile and
 prefetch with which the whole step is fastest. A variant is timed only if its logits equal, bit for
-bit, those without PDL. --late lets every launch start its successor behind its own wait, and
---line-bytes 128 (or 32) prefetches line by line instead of by whole rows.
+bit, those without PDL. --late lets every launch start its successor behind its own wait.
 """
 
 import argparse
@@ -22,7 +21,6 @@ from chain_step import CAPACITIES, LINEARS, Step, without
 from timing import BF16, compile_all, count_of, graph_us
 
 from paged.kernels import linear as linear_module
-from paged.kernels import linear_prefetch
 from paged.kernels.gated_linear import gated_linear
 from paged.kernels.launch import pdl
 from paged.kernels.linear import linear
@@ -82,7 +80,6 @@ def start_successors_late() -> None:
 
 def prepare() -> None:
     """What main was told, in this process and those it starts."""
-    linear_prefetch.LINE_BYTES = tl.constexpr(int(os.environ["CHAIN_LINE_BYTES"]))
     if "CHAIN_LATE" in os.environ:
         start_successors_late()
 
@@ -194,13 +191,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--seconds", type=float, default=85)
     parser.add_argument("--late", action="store_true")
-    parser.add_argument("--line-bytes", type=int, default=0)
     args = parser.parse_args()
     started = time.monotonic()
     if args.late:
         folder = os.environ.get("TRITON_CACHE_DIR", os.path.expanduser("~/.triton/cache"))
         os.environ |= {"CHAIN_LATE": "1", "TRITON_CACHE_DIR": f"{folder}-late"}
-    os.environ["CHAIN_LINE_BYTES"] = str(args.line_bytes)
     prepare()
     capacities = {CAPACITIES[rows]: rows for rows in args.rows}
     jobs: list[tuple] = [

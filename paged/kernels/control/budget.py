@@ -21,6 +21,7 @@ class PageBudget(NamedTuple):
     share: int  # in 1,024ths of the pages that all tokens would take
     sink_pages: int  # never dropped: the first
     recent: int  # tokens at the end whose pages are never dropped
+    uncached: int = 1  # tokens at the end of the prompt that are computed, cached or not
 
     def kept(self, num_tokens: int, page_size: int) -> int:
         """The formula, for one row."""

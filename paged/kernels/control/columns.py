@@ -41,7 +41,9 @@ BEAM_WIDTH = tl.constexpr(28)  # beams of the row's group, 0 = the row is no bea
 BEAM_INDEX = tl.constexpr(29)  # which of them this row is
 EARLY_STOPPING = tl.constexpr(30)  # 1: the group ends with its first `width` finished sequences
 NUM_DROPPED = tl.constexpr(31)  # full pages that compression has taken out of the block table
-NUM_COLUMNS = 32
+NUM_SWAPPED = tl.constexpr(32)  # tokens that host pages bring back, 0 = none: see swap.py
+NUM_UNSAVED = tl.constexpr(33)  # leading pages that others held: in no host page
+NUM_COLUMNS = 34
 
 COLUMN_NAMES = (
     "status", "arrival", "arrival_ms", "admitted", "priority", "client", "prompt_len",
@@ -49,7 +51,7 @@ COLUMN_NAMES = (
     "num_pages", "cached_len", "idle_hits", "num_preemptions", "num_published",
     "finish_reason", "top_k", "num_hashed", "parent", "parent_arrival", "num_forks",
     "logit_edits", "forced_len", "mask_len", "num_logprobs", "beam_width", "beam_index",
-    "early_stopping", "num_dropped",
+    "early_stopping", "num_dropped", "num_swapped", "num_unsaved",
 )  # fmt: skip
 
 # status

@@ -53,6 +53,8 @@ class Drops:
         self.lens = ints(seqs)  # keys in the cache
         self.marks = ints(seqs, pages)  # 1 = goes; by entry of the block table
         self.scores = torch.zeros(seqs, pages, dtype=torch.float32, device=device)
+        # What pages were paid, by entry of the block tables [R, M] int64: see page_attention.py.
+        self.attention: torch.Tensor | None = None
 
 
 @triton.jit
@@ -115,8 +117,9 @@ def _sortable(score):
 @triton.jit
 def _drop_pages_kernel(
     columns, counters, block_table, free_ring, ref_count, last_used, serial, num_rows, slots, ends,
-    marks,
-    R: tl.constexpr, MAX_PAGES: tl.constexpr, RING: tl.constexpr, TILE: tl.constexpr,
+    marks, attention,
+    R: tl.constexpr, MAX_PAGES: tl.constexpr, RING: tl.constexpr, ATTENTION: tl.constexpr,
+    TILE: tl.constexpr,
 ):  # fmt: skip
     step = tl.load(counters + STEP)
     tail = tl.load(counters + TAIL)
@@ -137,9 +140,14 @@ def _drop_pages_kernel(
                 page, goes, tail, cached, step, free_ring, ref_count, last_used, serial, RING
             )
             stays = live & ~goes
+            paid = None
+            if ATTENTION:
+                paid = tl.load(attention + slot * MAX_PAGES + at, mask=stays, other=0)
             place = kept + tl.cumsum(stays.to(tl.int32), axis=0) - 1
             tl.debug_barrier()  # all have read; and the next row may hold the same pages
             tl.store(block_table + slot * MAX_PAGES + place, page, mask=stays)
+            if ATTENTION:
+                tl.store(attention + slot * MAX_PAGES + place, paid, mask=stays)
             kept += tl.sum(stays.to(tl.int32), axis=0)
         dropped = tl.load(columns + NUM_DROPPED * R + slot)
         tl.store(columns + NUM_DROPPED * R + slot, dropped + held - kept)
@@ -174,7 +182,8 @@ def drop_pages(requests, pool, drops: Drops) -> None:
     _drop_pages_kernel[(1,)](
         requests.columns, pool.counters, requests.block_table, pool.free_ring, pool.ref_count,
         pool.last_used, pool.serial, drops.num_rows, drops.slots, drops.ends, drops.marks,
-        R=sizes.num_slots, MAX_PAGES=sizes.max_pages_per_seq, RING=pool.free_ring.shape[0],
+        drops.attention, R=sizes.num_slots, MAX_PAGES=sizes.max_pages_per_seq,
+        RING=pool.free_ring.shape[0], ATTENTION=drops.attention is not None,
         TILE=min(1024, width),
     )  # fmt: skip
 
@@ -215,5 +224,8 @@ def drop_pages_ref(requests, pool, drops: Drops) -> None:
             let_go_ref(pool, pages[at])
         kept = [page for at, page in enumerate(pages) if at not in gone]
         requests.block_table[slot, : len(kept)] = torch.tensor(kept, dtype=torch.int32)
+        if drops.attention is not None:
+            stays = [at for at in range(len(pages)) if at not in gone]
+            drops.attention[slot, : len(kept)] = drops.attention[slot, stays]
         requests.num_pages[slot] = len(kept)
         requests.num_dropped[slot] += count

@@ -13,8 +13,9 @@ but its last token. Then it finds the parent's full pages, and an admission copi
 them, which is partly filled (see prepare.py). A parent that has gone, was preempted after its
 first token or has dropped pages leaves an ordinary row that looks into the prefix table.
 
-With compression only pages of the prompt are taken, and never all of its tokens: what follows is
-computed as it was the first time, with the same pages dropped at the same lengths (compress.py).
+With compression only pages of the prompt are taken, and never its last tokens: what follows is
+computed as it was the first time, with the same pages dropped at the same lengths (compress.py). A
+policy that asks for the queries of more tokens than one keeps rows from sharing their parent's.
 
 Programs stride over the rows; pages of a row are looked up a tile at a time.
 """
@@ -70,7 +71,7 @@ def _lookup_kernel(
     columns, token_ids, block_table, page_hash, table_hash, table_page, serial, parent_serial,
     page_tokens, ref_count,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, MAX_PAGES: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, NUM_BUCKETS: tl.constexpr, COMPRESS: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, NUM_BUCKETS: tl.constexpr, UNCACHED: tl.constexpr,
     TILE: tl.constexpr,
 ):  # fmt: skip
     for slot in range(tl.program_id(0), R, tl.num_programs(0)):
@@ -78,12 +79,16 @@ def _lookup_kernel(
         if (status == WAITING) | (status == FORKING):
             total = tl.load(columns + TOTAL_LEN * R + slot)
             source, holds, shares = _parent_of(columns, slot, total, R)
+            if UNCACHED > 1:
+                holds = holds & False
+                shares = shares & False
             tl.store(columns + STATUS * R + slot, tl.where(holds, FORKING, WAITING))
             # A parent starts short of the prompt's last token, where its forks join it.
             joined = tl.load(columns + NUM_FORKS * R + slot) > 0
             last = tl.maximum(total - 1 - joined.to(tl.int32), 0)
-            if COMPRESS:
-                last = tl.minimum(last, tl.load(columns + PROMPT_LEN * R + slot) - 1)
+            if UNCACHED > 0:
+                prompt_len = tl.load(columns + PROMPT_LEN * R + slot)
+                last = tl.minimum(last, tl.maximum(prompt_len - UNCACHED, 0))
             limit = tl.minimum(last // PAGE_SIZE, tl.load(columns + NUM_HASHED * R + slot))
             limit = tl.where(holds | shares, 0, limit)
             tokens = token_ids + tl.cast(slot, tl.int64) * MAX_LEN_TOKENS
@@ -130,8 +135,13 @@ def lookup(requests, pool) -> None:
         pool.ref_count,
         R=sizes.num_slots, MAX_LEN_TOKENS=sizes.max_model_len, MAX_PAGES=sizes.max_pages_per_seq,
         PAGE_SIZE=sizes.page_size, NUM_BUCKETS=pool.num_buckets,
-        COMPRESS=requests.page_budget is not None, TILE=tile_pages(sizes.page_size),
+        UNCACHED=_uncached(requests), TILE=tile_pages(sizes.page_size),
     )  # fmt: skip
+
+
+def _uncached(requests) -> int:
+    """Tokens at the end of a prompt that compression wants computed; 0 without it."""
+    return 0 if requests.page_budget is None else requests.page_budget.uncached
 
 
 def tile_pages(page_size: int) -> int:
@@ -147,10 +157,13 @@ def lookup_ref(requests, pool) -> None:
     for slot in waiting.nonzero().flatten().tolist():
         full = (int(requests.total_len[slot]) - 1) // page_size
         last = max(0, int(requests.total_len[slot]) - 1 - (int(requests.num_forks[slot]) > 0))
-        if requests.page_budget is not None:
-            last = min(last, int(requests.prompt_len[slot]) - 1)
+        uncached = _uncached(requests)
+        if uncached:
+            last = min(last, max(0, int(requests.prompt_len[slot]) - uncached))
         limit = min(last // page_size, int(requests.num_hashed[slot]))
         source, holds, shares = _parent_of_ref(requests, slot)
+        if uncached > 1:
+            holds = shares = False
         status[slot] = FORKING.value if holds else WAITING.value
         if holds or shares:
             requests.cached_len[slot] = int(requests.total_len[slot]) - 1 if shares else 0

@@ -8,7 +8,7 @@ with nothing computed.
 Closing the step writes the header of its entry in the event ring and advances the step counter.
 Header words carry the step's tag in their top 16 bits and a 48-bit value: number of events,
 tokens, sequences, free pages, cached pages, shortfall, running rows, waiting rows, preempted,
-admitted, published rows, draft tokens, accepted ones.
+admitted, published rows, draft tokens, accepted ones, tokens swapped out, tokens swapped in.
 """
 
 import triton
@@ -38,7 +38,7 @@ from paged.kernels.control.update import Events, EventWriter, slots_of
 HEADER_FIELDS = (
     "num_events", "num_tokens", "num_seqs", "free_pages", "cached_pages", "shortfall",
     "num_running", "num_waiting", "num_preempted", "num_admitted", "num_published_rows",
-    "num_draft_tokens", "num_accepted_tokens",
+    "num_draft_tokens", "num_accepted_tokens", "num_swapped_out", "num_swapped_in",
 )  # fmt: skip
 
 
@@ -118,6 +118,8 @@ def _release_kernel(
     tl.store(header + 10, tag | tl.load(counts + 3).to(tl.int64))
     tl.store(header + 11, tag | tl.load(counts + 10).to(tl.int64))
     tl.store(header + 12, tag | tl.load(counts + 11).to(tl.int64))
+    tl.store(header + 13, tag | tl.load(counts + 12).to(tl.int64))
+    tl.store(header + 14, tag | tl.load(counts + 13).to(tl.int64))
     tl.store(counters + STEP, step + 1)
 
 
@@ -180,6 +182,8 @@ def release_ref(requests, pool, plan, events: Events) -> None:
         "num_published_rows": plan.num_published_rows,
         "num_draft_tokens": plan.num_draft_tokens,
         "num_accepted_tokens": plan.num_accepted_tokens,
+        "num_swapped_out": plan.num_swapped_out,
+        "num_swapped_in": plan.num_swapped_in,
     }
     for index, name in enumerate(HEADER_FIELDS):
         writer.entry[index] = writer.word(int(values[name]))

@@ -3,7 +3,8 @@
 One program; lane i is the i-th row in service order (`order`). With exclusive and inclusive sums
 over lanes written E(.) and I(.):
 
-    start_i  = num_computed_i if running, cached_len_i if waiting
+    start_i  = num_computed_i if running, cached_len_i if waiting, or what it had computed when it
+               was preempted, if its pages come back from host memory (swap.py)
     want_i   = min(total_i - start_i, chunk); a row whose prompt others wait to share (lookup.py)
                stops a token short of it, so that all of them draw from it together; one whose
                token mask is for another length wants nothing until its own has come. Beams of
@@ -51,6 +52,8 @@ from paged.kernels.control.columns import (
     NUM_DROPPED,
     NUM_FORKS,
     NUM_PAGES,
+    NUM_SWAPPED,
+    NUM_UNSAVED,
     PARENT,
     PARENT_ARRIVAL,
     PREEMPTED,
@@ -65,6 +68,7 @@ from paged.kernels.control.columns import (
     WAITING,
 )  # fmt: skip
 from paged.kernels.control.stage import stage
+from paged.kernels.control.swap import resumes
 
 
 @triton.jit
@@ -88,7 +92,7 @@ def _schedule_kernel(
     RESERVE: tl.constexpr, R: tl.constexpr, S: tl.constexpr, MAX_NUM_SEQS: tl.constexpr,
     MAX_MODEL_LEN: tl.constexpr, PAGE_SIZE: tl.constexpr, STATIC_BATCH: tl.constexpr,
     BEAMS: tl.constexpr, COMPRESS: tl.constexpr, BUDGET_PAGES: tl.constexpr,
-    BUDGET_SHARE: tl.constexpr, PROTECTED: tl.constexpr, LANES: tl.constexpr,
+    BUDGET_SHARE: tl.constexpr, PROTECTED: tl.constexpr, SWAP: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     lane = tl.arange(0, LANES)
     live = lane < R
@@ -109,6 +113,10 @@ def _schedule_kernel(
 
     computed = tl.load(columns + NUM_COMPUTED * R + slot, mask=running, other=0)
     start = tl.where(running, computed, cached)
+    if SWAP:
+        swapped = tl.load(columns + NUM_SWAPPED * R + slot, mask=waiting, other=0)
+        unsaved = tl.load(columns + NUM_UNSAVED * R + slot, mask=waiting, other=0)
+        start = tl.where(resumes(swapped, unsaved, cached, PAGE_SIZE), swapped, start)
     num_forks = tl.load(columns + NUM_FORKS * R + slot, mask=active, other=0)
     pauses = (num_forks > 0) & (total == prompt_len) & (start < total - 1)
     spare = tl.where(waiting, watermark, 0)
@@ -213,7 +221,7 @@ def _schedule_kernel(
     turn = ticket.to(tl.int32) + tl.cumsum(admitted_int, axis=0)
     tl.store(columns + STATUS * R + slot, RUNNING, mask=admitted)
     tl.store(columns + ADMITTED * R + slot, turn, mask=admitted)
-    tl.store(columns + NUM_COMPUTED * R + slot, cached, mask=admitted)
+    tl.store(columns + NUM_COMPUTED * R + slot, start, mask=admitted)
     tl.store(columns + NUM_PAGES * R + slot, held_or_hit - dropped + pages, mask=run)
     tl.store(columns + STATUS * R + slot, PREEMPTED, mask=victim)
     num_admitted = tl.sum(admitted_int, axis=0)
@@ -256,6 +264,7 @@ def schedule(
         PAGE_SIZE=sizes.page_size, STATIC_BATCH=static_batch, BEAMS=plan.beams,
         COMPRESS=kept is not None, BUDGET_PAGES=kept.pages if kept else 0,
         BUDGET_SHARE=kept.share if kept else 0,
-        PROTECTED=kept.protected(sizes.page_size) if kept else 0, LANES=lanes,
+        PROTECTED=kept.protected(sizes.page_size) if kept else 0, SWAP=pool.swaps is not None,
+        LANES=lanes,
         num_warps=8 if lanes > 256 else 4,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from paged.kernels.control.columns import (
     TOKEN_LIMIT,
     WAITING,
 )
+from paged.kernels.control.swap import resumes_ref
 
 
 @dataclass
@@ -32,6 +33,7 @@ class _Lane:
     dropped: int  # pages that compression has taken out of its block table
     demand: int
     forks: bool  # shares the prompt of another row
+    hits: int = 0  # tokens of its cached prefix, of a waiting row
     group: int = -1  # of beams: the ticket of the first
     draws: bool = False  # a beam whose group draws now, together or not at all
 
@@ -50,7 +52,7 @@ def _lanes(requests, plan, chunk: int, reserve) -> list[_Lane]:
             continue
         running = status == RUNNING.value
         total, cached = int(requests.total_len[slot]), int(requests.cached_len[slot])
-        start = int(requests.num_computed_tokens[slot]) if running else cached
+        start = _start(requests, slot)
         fresh = total == int(requests.prompt_len[slot]) and start < total - 1
         pauses = fresh and int(requests.num_forks[slot]) > 0
         group = int(requests.parent_arrival[slot])
@@ -78,6 +80,7 @@ def _lanes(requests, plan, chunk: int, reserve) -> list[_Lane]:
             dropped=dropped,
             demand=0,
             forks=int(requests.parent[slot]) > 0,
+            hits=cached,
             group=group if beam else -1,
             draws=beam and group in ready,
         )
@@ -92,6 +95,15 @@ def _lanes(requests, plan, chunk: int, reserve) -> list[_Lane]:
     return lanes
 
 
+def _start(requests, slot: int) -> int:
+    """Tokens that the row need not compute."""
+    if int(requests.status[slot]) == RUNNING.value:
+        return int(requests.num_computed_tokens[slot])
+    cached, swapped = int(requests.cached_len[slot]), int(requests.num_swapped[slot])
+    unsaved = int(requests.num_unsaved[slot])
+    return swapped if resumes_ref(swapped, unsaved, cached, requests.sizes.page_size) else cached
+
+
 def _groups_at_their_end(requests, plan) -> set[int]:
     """The tickets of groups of beams that have all but their last token computed, every one."""
     came: dict[int, int] = {}
@@ -100,10 +112,10 @@ def _groups_at_their_end(requests, plan) -> set[int]:
         status, width = int(requests.status[slot]), int(requests.beam_width[slot])
         if width == 0 or status not in (RUNNING.value, WAITING.value):
             continue
-        running = status == RUNNING.value
-        start = requests.num_computed_tokens[slot] if running else requests.cached_len[slot]
         group = int(requests.parent_arrival[slot])
-        came[group] = came.get(group, 0) + (int(start) == int(requests.total_len[slot]) - 1)
+        came[group] = came.get(group, 0) + (
+            _start(requests, slot) == int(requests.total_len[slot]) - 1
+        )
         if came[group] == width:
             ready.add(group)
     return ready
@@ -175,7 +187,7 @@ def schedule_ref(
         plan.seq_held[seq] = lane.held - lane.dropped
         plan.seq_hits[seq] = 0 if lane.running else lane.held
         plan.seq_pages[seq], plan.seq_ring[seq] = pages, booked
-        copies = not lane.running and lane.start % sizes.page_size > 0
+        copies = not lane.running and lane.hits % sizes.page_size > 0
         plan.seq_copy[seq] = num_copies if copies else -1
         num_copies += copies
         gone = lane.dropped * sizes.page_size

@@ -1,20 +1,22 @@
 """The budget that every compression has, and the score of a key that most are.
 
 A policy is `score(token, *args) -> float32`, a `@triton.jit` function of a cached token's key and
-value in one head of one layer. A page's score is the mean over its tokens, heads and layers, since
-its heads and layers come and go together; the lowest pages are dropped.
+value in one head of one layer, and of the attention that it was paid. A page's score is the mean
+over its tokens, heads and layers, since its heads and layers come and go together; the lowest pages
+are dropped.
 """
 
 from collections.abc import Callable
 
 import torch
 
-from paged.interfaces import Compression, Model
+from paged.interfaces import Attention, Compression, Model
 from paged.kernels.control.budget import SHARES, UNLIMITED, PageBudget
 from paged.kernels.control.compress import Drops
 from paged.kernels.mean_keys import mean_keys
 from paged.kernels.page_scores import page_scores
-from paged.state import RequestTable
+from paged.kv.compression.observed_attention import ObservedAttention
+from paged.state import RequestTable, StepPlan
 
 
 class PageCompression(Compression):
@@ -66,15 +68,49 @@ class ScoreCompression(PageCompression):
         score: Triton function `(token, *args) -> float32`; see `CachedToken`.
         args: what `score` gets beside the token.
         with_mean_key: give the score `token.mean_key`, at the price of another pass over the keys.
+        with_attention: give the score `token.attention`, at the price of two passes over the keys
+            in each layer for the queries that count.
+        window: queries that count, before each choice of pages; None counts all since the first.
+        prompt_only: only queries of the prompt count; later tokens are never the lowest.
         knobs: `PageCompression`'s, by name.
     """
 
     def __init__(
-        self, score: Callable, *, args: tuple = (), with_mean_key: bool = False, **knobs
+        self,
+        score: Callable,
+        *,
+        args: tuple = (),
+        with_mean_key: bool = False,
+        with_attention: bool = False,
+        window: int | None = None,
+        prompt_only: bool = False,
+        **knobs,
     ) -> None:
         super().__init__(**knobs)
+        if window is not None and window < 1:
+            raise ValueError(
+                f"kv.compression.window must be at least 1, or null for all, got {window}"
+            )
+        self.with_attention, self.prompt_only = with_attention, prompt_only
+        self.window = UNLIMITED if window is None else window
         self.score_function, self.args, self.with_mean_key = score, tuple(args), with_mean_key
         self._means: torch.Tensor | None = None
+        self._observed: ObservedAttention | None = None
+
+    def budget(self, page_size: int) -> PageBudget:
+        budget = super().budget(page_size)
+        return budget._replace(uncached=self.window) if self.with_attention else budget
+
+    def observe(
+        self, attention: Attention, requests: RequestTable, plan: StepPlan, drops: Drops
+    ) -> Attention:
+        if not self.with_attention:
+            return attention
+        if self._observed is None or drops.attention is None:  # of this engine
+            self._observed = ObservedAttention(
+                attention, requests, plan, drops, self.window, self.prompt_only
+            )
+        return self._observed
 
     def scores(self, requests: RequestTable, drops: Drops, model: Model) -> None:
         page_size, table, slots = requests.sizes.page_size, requests.block_table, drops.slots
@@ -88,5 +124,5 @@ class ScoreCompression(PageCompression):
         page_scores(
             pages, table, rows, slots, drops.ends, drops.scores, self.score_function, page_size,
             head_dim, first=self.budget(page_size).sink_pages, mean_keys=self._means,
-            args=self.args,
+            attention=drops.attention, args=self.args,
         )  # fmt: skip

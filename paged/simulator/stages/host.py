@@ -16,7 +16,7 @@ from paged.kernels.control.evict import evict
 from paged.kernels.control.order import order
 from paged.kernels.launch import interpreted, is_kernel_function
 from paged.simulator.lanes import Lanes, as_int32, lanes, on_lanes
-from paged.simulator.stages import pages, publishing, rows, scheduling
+from paged.simulator.stages import pages, publishing, rows, scheduling, swapping
 from paged.simulator.stages.views import (
     AT_CACHED,
     AT_HEAD,
@@ -47,6 +47,7 @@ class HostStages:
         self.sizes, self.inputs = requests.sizes, inputs
         self.requests, self.pool = numpy_views(requests), numpy_views(pool)
         self.plan = numpy_views(plan)
+        self.swaps = None if pool.swaps is None else numpy_views(pool.swaps)
         self.waiting = WaitingRows(self.requests, self.pool, self.sizes)
         self.order_of_rows = scheduling.OrderOfRows(self.requests, self.plan)
         self.needs_triton: set[Any] = set()  # policies that need Triton's interpreter
@@ -109,6 +110,10 @@ class HostStages:
         if self.inputs:
             pages.lay_out_inputs(self.requests, self.plan, num_seqs, self.sizes.page_size)
 
+    def swap(self, *_tables: Any) -> None:
+        size = self.sizes.page_size
+        swapping.swap_rows(self.requests, self.pool, self.plan, self.swaps, size)
+
     def update(self, _requests: Any, _pool: Any, _plan: Any, events: Any) -> None:
         words = self._arrays(events).words
         rows.advance_rows(self.requests, self.pool, self.plan, words, self.sizes.page_size)
@@ -132,7 +137,7 @@ class HostStages:
             counts[7], counts[0], counts[1], int(counters[AT_TAIL] - counters[AT_HEAD]),
             int(counters[AT_CACHED]), int(counters[AT_SHORTFALL]),
             np.count_nonzero(status == IS_RUNNING), np.count_nonzero(status == IS_WAITING),
-            counts[4], counts[5], counts[3], counts[10], counts[11],
+            counts[4], counts[5], counts[3], *counts[10:14],
         )  # fmt: skip
         words = self._arrays(events).words
         words[step % len(words), : len(header)] = np.array(header) | rows.step_tag(step)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from paged.kernels.control.columns import COLUMN_NAMES
+from paged.simulator.stages.swapping import resumes
 from paged.simulator.stages.views import (
     AT_CACHED,
     AT_HEAD,
@@ -24,7 +25,7 @@ from paged.state import Sizes
 
 NEEDED = (
     "status", "num_computed_tokens", "total_len", "num_pages", "cached_len", "idle_hits",
-    "prompt_len", "max_len", "num_forks", "parent",
+    "prompt_len", "max_len", "num_forks", "parent", "num_swapped", "num_unsaved",
 )  # fmt: skip
 AT = np.array([COLUMN_NAMES.index(name) for name in NEEDED])
 
@@ -96,6 +97,10 @@ def schedule_rows(
     start, length = row["num_computed_tokens"], total
     if waiting is not None:
         start = np.where(running, start, row["cached_len"])
+        if row["num_swapped"].any():
+            swapped, cached = row["num_swapped"], row["cached_len"]
+            resumed = waiting & resumes(swapped, row["num_unsaved"], cached, page_size)
+            start = np.where(resumed, swapped, start)
     want = total - start
     if row["num_forks"].any():
         want -= (row["num_forks"] > 0) & (total == row["prompt_len"]) & (want > 1)
@@ -230,7 +235,7 @@ def _write_plan(
         joined, num_admitted = slot[seqs], len(seqs)
         plan.admitted[joined] = 1
         plan.seq_hits[seqs] = hold[seqs]
-        copies = seqs[start[seqs] % page_size > 0]
+        copies = seqs[requests.cached_len[joined] % page_size > 0]
         num_copies = len(copies)
         plan.seq_copy[copies] = np.arange(num_copies)
         requests.status[joined] = IS_RUNNING

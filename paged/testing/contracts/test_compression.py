@@ -1,5 +1,5 @@
 """Any compression: it drops as many pages as the budget says, none that is protected, by what the
-row's keys and values are and nothing else."""
+row's keys, values and attention are and nothing else."""
 
 import inspect
 from types import SimpleNamespace
@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from paged.attention.reference import ReferenceAttention
 from paged.interfaces import Compression
 from paged.kv.compression.base import ScoreCompression
 from paged.kv.paged import PagedKV
-from paged.state import RUNNING, RequestTable, Sizes
+from paged.state import RUNNING, RequestTable, Sizes, StepPlan
 from paged.testing.invariants import check_state
 
-FUNCTIONS = ("knorm", "keydiff", "paged_eviction")
+FUNCTIONS = ("knorm", "keydiff", "paged_eviction", "tova", "h2o", "snapkv")
 BUILT_IN = [
     "paged.kv.compression.streaming_llm.StreamingLLM",
     *(f"paged.kv.compression.{name}.score" for name in FUNCTIONS),
@@ -26,7 +27,7 @@ def build(component, **knobs) -> Compression:
     knobs = {"sinks": SINKS, "recent": RECENT} | knobs
     if inspect.isclass(component):
         return component(**knobs)
-    return ScoreCompression(component, with_mean_key=True, **knobs)
+    return ScoreCompression(component, with_mean_key=True, with_attention=True, **knobs)
 
 
 def compressed(device, compression, lens: dict[int, int], num_pages: int, seed: int):
@@ -40,6 +41,7 @@ def compressed(device, compression, lens: dict[int, int], num_pages: int, seed: 
     )  # fmt: skip
     requests, kv = RequestTable(sizes, device), PagedKV(page_size=SIZE, compression=compression)
     pool = kv.allocate(requests, torch.device(device))
+    kv.observe(ReferenceAttention(), requests, StepPlan(sizes, device))
     order = torch.randperm(num_pages, generator=torch.Generator().manual_seed(seed)).int()
     pool.free_ring[:num_pages] = order
     pages = torch.full((2 * LAYERS, num_pages, HEADS * SIZE * DIM), float("nan"))
@@ -56,6 +58,8 @@ def compressed(device, compression, lens: dict[int, int], num_pages: int, seed: 
             column[slot] = length
         requests.max_len[slot], requests.num_pages[slot] = 512, held
         requests.block_table[slot, :held] = mine
+        if kv.drops.attention is not None:
+            kv.drops.attention[slot, :held] = torch.randint(2**40, (held,), generator=generator)
         pool.ref_count[mine.long()] = 1
         rows[slot], taken = mine.tolist(), taken + held
     pool.counters[0] = taken
