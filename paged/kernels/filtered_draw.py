@@ -1,4 +1,4 @@
-"""Draw a token of one row through its filters: from a few candidates, or from the whole row.
+"""Draw a token of one row through its filters, from a few candidates.
 
 The vocabulary is cut into chunks of CHUNK tokens. The candidates are the tokens from some logit up,
 chosen so that at most PICKED chunks hold them all: only those chunks are read. Every filter keeps
@@ -6,7 +6,7 @@ the tokens from some floor up, so when that floor is a candidate, the candidates
 kept and the rest of the row need not be looked at. That the floor is a candidate is known for
 certain: the count of the candidates reaches top_k, or their mass top_p of the whole, or min_p lies
 above the lowest of them. The few rows where it is not (a flat distribution with a large top_p) are
-drawn by `draw_from_row`, which reads the row again for each round of its search.
+left to spread_draw.py.
 
 In these functions rows are [ROWS], and a row with `wanted` false costs nothing but its lanes.
 """
@@ -14,7 +14,7 @@ In these functions rows are [ROWS], and a row with `wanted` false costs nothing 
 import triton
 import triton.language as tl
 
-from paged.kernels.floor_search import LOWEST, raise_floor, walk_floor
+from paged.kernels.floor_search import LOWEST, raise_floor
 from paged.kernels.logit_process import process_logits
 from paged.kernels.philox import TOKENS_LEVEL, gumbel_noise
 
@@ -136,40 +136,3 @@ def draw_from_candidates(
     best = tl.max(scores, axis=1)[:, None]
     is_best = (scores == best) & (best > float("-inf"))
     return tl.min(tl.where(is_best, ids, vocab_size), axis=1), known
-
-
-@triton.jit
-def draw_from_row(
-    row_ptrs, vocab_size, slots, too_short, stop_ids_ptr, temperature, count, share, ratio, peak,
-    seeds, positions, wanted, score: tl.constexpr, NUM_STOP_IDS: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_V: tl.constexpr, PIVOTS: tl.constexpr, NVIDIA: tl.constexpr,
-):  # fmt: skip
-    """The draw of each row, through filters that may keep any number of tokens."""
-    floor = tl.where(
-        ratio > 0, peak + temperature * tl.log(tl.where(ratio > 0, ratio, 1.0)), LOWEST
-    )
-    floor = walk_floor(
-        row_ptrs, vocab_size, slots, too_short, stop_ids_ptr, temperature, peak, floor,
-        wanted & (count > 0), count, tl.full([ROWS], 0.0, tl.float32),
-        NUM_STOP_IDS, ROWS, BLOCK_V, PIVOTS,
-    )  # fmt: skip
-    floor = walk_floor(
-        row_ptrs, vocab_size, slots, too_short, stop_ids_ptr, temperature, peak, floor,
-        wanted & (share < 1), tl.full([ROWS], 1, tl.int32), share,
-        NUM_STOP_IDS, ROWS, BLOCK_V, PIVOTS,
-    )  # fmt: skip
-    # Each lane keeps the best of its own ids; lanes meet at the end.
-    best = tl.full([ROWS, BLOCK_V], float("-inf"), tl.float32)
-    best_ids = tl.full([ROWS, BLOCK_V], 0, tl.int32) + vocab_size
-    for start in range(0, vocab_size, BLOCK_V):
-        ids = start + tl.arange(0, BLOCK_V)[None, :]
-        raw = tl.load(row_ptrs[:, None] + ids, mask=ids < vocab_size, other=float("-inf"))
-        logits = process_logits(raw, ids, slots, too_short, stop_ids_ptr, NUM_STOP_IDS)
-        groups = start // 4 + tl.arange(0, BLOCK_V // 4)[None, :]
-        noise = gumbel_noise(seeds, positions, groups, TOKENS_LEVEL, ROWS, BLOCK_V, NVIDIA)
-        scores = score(logits, noise, temperature[:, None])
-        better = (logits >= floor[:, None]) & (scores > best)
-        best = tl.where(better, scores, best)
-        best_ids = tl.where(better, ids, best_ids)
-    is_best = best == tl.max(best, axis=1)[:, None]
-    return tl.min(tl.where(is_best, best_ids, vocab_size), axis=1)

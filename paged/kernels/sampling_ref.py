@@ -34,7 +34,7 @@ def sample_ref(
             scores = masked / heat + noise
             scores = scores.where(keep_ref(masked, heat, *filters), float("-inf"))
             if not is_filtered(*filters, masked.shape[0]):
-                scores = scores.where(_drawn_chunk(masked / heat, *key), float("-inf"))
+                scores = scores.where(drawn_strand(masked / heat, *key), float("-inf"))
         tokens[row] = int((scores == scores.max()).nonzero()[0])
         logprobs[row] = logits[row].log_softmax(0)[tokens[row]]
     return tokens, logprobs
@@ -45,14 +45,24 @@ def is_filtered(top_k: int, top_p: float, min_p: float, vocab_size: int) -> bool
     return 0 < top_k < vocab_size or top_p < 1 or min_p > 0
 
 
-def _drawn_chunk(logits: torch.Tensor, seed: int, position: int) -> torch.Tensor:
-    """Which tokens are in the chunk that a row without filters draws from: bool [V]."""
-    chunk = sampling_tiles.choose_tiles(1, logits.shape[0]).chunk
-    of_token = torch.arange(logits.shape[0], device=logits.device) // chunk
-    mass = torch.zeros(int(of_token[-1]) + 1, dtype=torch.float64, device=logits.device)
-    mass.index_add_(0, of_token, (logits - logits.max()).double().exp())
-    noise = gumbel_noise_ref(seed, position, mass.shape[0], level=1).to(logits.device)
-    return of_token == int((mass.log() + noise).argmax())
+def drawn_strand(logits: torch.Tensor, seed: int, position: int) -> torch.Tensor:
+    """Which tokens are in the strand that a row without filters draws from: bool [V]."""
+    tiles = sampling_tiles.choose_tiles(1, logits.shape[0])
+    strands = tiles.block_v // tiles.strand
+    ids = torch.arange(logits.shape[0], device=logits.device)
+    of_block = ids // tiles.block_v
+    of_strand = of_block * strands + ids // 4 % strands
+    weights = (logits - logits.max()).double().exp()
+    in_block = _drawn_part(weights, of_block, seed, position, level=2)
+    return _drawn_part(weights.where(in_block, 0), of_strand, seed, position, level=1)
+
+
+def _drawn_part(weights, part, seed: int, position: int, level: int) -> torch.Tensor:
+    """Which tokens are in the part that is drawn with the noise of a level: bool [V]."""
+    mass = torch.zeros(int(part.max()) + 1, dtype=torch.float64, device=weights.device)
+    mass.index_add_(0, part, weights)
+    noise = gumbel_noise_ref(seed, position, mass.shape[0], level=level).to(weights.device)
+    return part == int((mass.log() + noise).argmax())
 
 
 def sample_inputs(

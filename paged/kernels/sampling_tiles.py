@@ -8,6 +8,8 @@ import triton
 from paged.kernels.launch import interpreted
 
 NUM_PARTIALS = 7
+NUM_STATES = 6
+NUM_COUNTERS = 2
 
 
 class Tiles(NamedTuple):
@@ -15,20 +17,24 @@ class Tiles(NamedTuple):
 
     block_v: int  # tokens a program of the first kernel
     block_warps: int
+    programs: int  # of the first kernel, at most, a multiprocessor
+    ahead: bool  # whether it loads an item while it works on the one before
+    strand: int  # tokens a strand: what a thread of the first kernel holds of its block
     chunk: int  # tokens a chunk
     picked: int  # chunks whose tokens can be candidates
     row_warps: int  # of the second kernel
-    walk: int  # tokens at a time where a whole row is walked
-    pivots: int  # floors tried at a time there
     rows: int
 
 
 class SampleWorkspace(NamedTuple):
-    """What the first kernel leaves of each row for the second."""
+    """What a kernel leaves of each row for the next."""
 
     partials: torch.Tensor  # [rows, NUM_PARTIALS, blocks] float32
+    strands: torch.Tensor  # [rows, strands] float32
     chunk_peaks: torch.Tensor  # [rows, chunks] float32
     picked: torch.Tensor  # [rows, Tiles.picked] int32
+    states: torch.Tensor  # [rows, NUM_STATES] float32
+    counters: torch.Tensor  # [NUM_COUNTERS] int32
 
 
 def choose_tiles(rows: int, vocab_size: int) -> Tiles:
@@ -36,18 +42,24 @@ def choose_tiles(rows: int, vocab_size: int) -> Tiles:
     if interpreted():
         block = min(max(256, triton.next_power_of_2(vocab_size)), 16384)
         together = min(triton.next_power_of_2(max(rows, 1)), 65536 // block)
-        return Tiles(block, 1, 64, 128, 1, block, 8, together)
+        return Tiles(block, 1, 1, True, 32, 64, 128, 1, together)
     block = min(max(256, triton.next_power_of_2(vocab_size)), 4096)
-    return Tiles(block, max(1, block // 1024), 64, 128, 8, block, 2, 1)
+    warps = max(1, block // 512)
+    strand = block // (32 * warps)
+    return Tiles(block, warps, 2, True, strand, 64, 128, 8, 1)
 
 
 def sample_workspace(max_rows: int, vocab_size: int, device: torch.device | str) -> SampleWorkspace:
     """Memory for calls with up to max_rows rows of vocab_size logits."""
     tiles = choose_tiles(max_rows, vocab_size)
     blocks = triton.cdiv(vocab_size, tiles.block_v)
+    strands = blocks * (tiles.block_v // tiles.strand)
     chunks = blocks * (tiles.block_v // tiles.chunk)
     return SampleWorkspace(
         torch.zeros(max_rows, NUM_PARTIALS, blocks, dtype=torch.float32, device=device),
+        torch.zeros(max_rows, strands, dtype=torch.float32, device=device),
         torch.zeros(max_rows, chunks, dtype=torch.float32, device=device),
         torch.zeros(max_rows, tiles.picked, dtype=torch.int32, device=device),
+        torch.zeros(max_rows, NUM_STATES, dtype=torch.float32, device=device),
+        torch.zeros(NUM_COUNTERS, dtype=torch.int32, device=device),
     )

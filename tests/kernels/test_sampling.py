@@ -22,17 +22,24 @@ FILTERS = [
     {"min_p": 0.05},
     {"temperature": 1.5, "top_k": 30, "top_p": 0.9, "min_p": 0.02},
 ]
+LARGE_FILTERS = [
+    {"top_k": 50, "top_p": 0.9},
+    {"top_p": 0.95},
+    {"top_k": 5000, "top_p": 0.9},
+    {"top_p": 0.97, "min_p": 1e-5},
+]
 
 
 @pytest.fixture(params=["whole", "cut"])
 def cut(request, monkeypatch):
     """Once as it is, once with blocks and candidates so few that small rows are cut as large ones:
-    rows whose filters keep at most 8 chunks of 16 tokens are drawn from these, others walked."""
+    rows whose filters keep at most 8 chunks of 16 tokens are drawn from these, others together."""
     if request.param == "cut":
 
         def choose_tiles(rows, vocab_size):
             return Tiles(
-                block_v=256, block_warps=1, chunk=16, picked=8, row_warps=1, walk=256, pivots=4,
+                block_v=max(512, triton.next_power_of_2(vocab_size) // 8), block_warps=1,
+                programs=1, ahead=False, strand=16, chunk=16, picked=8, row_warps=1,
                 rows=min(triton.next_power_of_2(rows), 64) if interpreted() else 1,
             )  # fmt: skip
 
@@ -146,7 +153,7 @@ def test_draws_follow_the_distribution_across_chunks(device, cut):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("vocab_size", [32_000, 128_256, 151_936])
-@pytest.mark.parametrize("columns", [{}, {"temperature": 0.7}, {"top_k": 50, "top_p": 0.9}])
+@pytest.mark.parametrize("columns", [{}, {"temperature": 0.7}, *LARGE_FILTERS])
 def test_draws_follow_the_distribution_of_real_vocabularies(columns, vocab_size, device):
     check_distribution(columns, 4000, vocab_size, device)
 
@@ -267,6 +274,18 @@ def test_a_draw_depends_on_its_slot_alone(device, cut):
     some |= {"out_logprobs": logprobs[order] * 0, "num_rows": inputs["num_rows"] * 0 + 7}
     assert draw(some) == [tokens[row] for row in order.tolist()]
     assert torch.equal(some["out_logprobs"], logprobs[order])
+
+
+def test_bits_do_not_depend_on_how_many_programs_share_the_work(device, monkeypatch, cut):
+    inputs = sample_inputs(device, rows=12, vocab_size=1500)
+    inputs["top_p"][inputs["top_p"] == 0.8] = 0.99
+    draws = []
+    for processors in (1, 132):
+        monkeypatch.setattr(sampling, "multiprocessors", lambda device, n=processors: n)
+        inputs["out_logprobs"].fill_(float("nan"))
+        draws.append((draw(inputs), inputs["out_logprobs"].clone()))
+    assert draws[0][0] == draws[1][0]
+    assert torch.equal(draws[0][1], draws[1][1])
 
 
 def test_wrong_arguments_are_named(device):

@@ -55,17 +55,17 @@ REASON = tl.constexpr(7)  # how it ended
 OUTCOME_WORDS = tl.constexpr(8)
 
 # Words of a step in the log, int64, behind its header's
-BEGIN = tl.constexpr(13)  # ns
-DURATION = tl.constexpr(14)  # ns
-NUM_KEYS = tl.constexpr(15)
-CACHED = tl.constexpr(16)
-DROPPED = tl.constexpr(17)
-RECOMPUTED = tl.constexpr(18)
-SPLIT = tl.constexpr(19)  # slots of KV memory after it, in the order of `PagedKV.memory_split`
-LOG_WORDS = 25
+NUM_FIELDS = tl.constexpr(len(HEADER_FIELDS))
+BEGIN = tl.constexpr(len(HEADER_FIELDS))  # ns
+DURATION = tl.constexpr(len(HEADER_FIELDS) + 1)  # ns
+NUM_KEYS = tl.constexpr(len(HEADER_FIELDS) + 2)
+CACHED = tl.constexpr(len(HEADER_FIELDS) + 3)
+DROPPED = tl.constexpr(len(HEADER_FIELDS) + 4)
+RECOMPUTED = tl.constexpr(len(HEADER_FIELDS) + 5)
+SPLIT = tl.constexpr(len(HEADER_FIELDS) + 6)  # slots of KV memory after it, as `memory_split` has
+LOG_WORDS = len(HEADER_FIELDS) + 12
 LOW_48 = tl.constexpr((1 << 48) - 1)
 UNBOUND = tl.constexpr(NO_LIMIT)
-NUM_FIELDS = tl.constexpr(len(HEADER_FIELDS))  # of a header
 
 
 class Drive(NamedTuple):
