@@ -178,3 +178,12 @@ def test_an_allocator_function_has_no_arguments_of_its_own():
 def test_wrong_model_and_engine_settings_are_named(override, message):
     with pytest.raises(ValueError, match=message):
         build.llm(compose(override, "scheduler.max_num_seqs=4"))
+
+
+@pytest.mark.parametrize(
+    ("task", "setting"),
+    [("eval", "metadata"), ("eval", "gen_kwargs"), ("bench_serve", "extra_body")],
+)
+def test_settings_without_fixed_keys_take_any(task, setting):
+    cfg = compose(f"task={task}", f"task.{setting}={{max_seq_lengths:[1024]}}")
+    assert cfg.task[setting] == {"max_seq_lengths": [1024]}

@@ -28,7 +28,11 @@ def completions(device, num_pages, params, **options):
     return found, sum(request.output.metrics.num_preemptions for request in requests)
 
 
-@pytest.mark.parametrize("given", LEVELS, ids=["triton", "torch", "host"])
+@pytest.mark.parametrize(
+    "given",
+    [pytest.param(one, marks=[pytest.mark.slow] * (at > 0)) for at, one in enumerate(LEVELS)],
+    ids=["triton", "torch", "host"],
+)
 def test_logits_processors(given, device):
     params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
     plenty, none = completions(device, 32, params, logits_processors=[logits_processor(given)])
@@ -37,7 +41,7 @@ def test_logits_processors(given, device):
     assert starved == plenty
 
 
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_log_probabilities_of_prompts(n, device):
     params = SamplingParams(n=n, max_tokens=12, ignore_eos=True, prompt_logprobs=2, seed=1)
     plenty, none = completions(device, 32, params)

@@ -141,6 +141,7 @@ def test_nothing_differs_where_nothing_is_approximated(tiny, tmp_path):
     assert len((tmp_path / "steps.jsonl").read_text().splitlines()) == metrics["steps"]
 
 
+@pytest.mark.slow
 def test_dropped_pages_are_seen_in_every_figure(tiny, tmp_path):
     dropping = StreamingLLM(pages=3, sinks=4, recent=16)
     metrics, _ = measured(tiny, tmp_path, kv=PagedKV(page_size=16, compression=dropping))

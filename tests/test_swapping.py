@@ -49,6 +49,7 @@ def test_nothing_is_computed_twice(device):
     assert tally.computed == sum(len(prompt) + TOKENS - 1 for prompt in PROMPTS)
 
 
+@pytest.mark.slow
 def test_what_finds_no_host_page_is_computed_again(device):
     engine = swapping_engine(device, num_host_pages=1, num_pages=6)
     tally = Tally(engine)

@@ -46,7 +46,10 @@ def replay(
     model_name: str, requests: list[tuple[list[int], int]], width: int, page_size: int
 ) -> float:
     """Share of the pages saved, as `measure` reports it. No token ends a sequence."""
-    model = AutoModelForCausalLM.from_pretrained(find_model(model_name), dtype=torch.float32)
+    path = find_model(model_name)
+    given = {"gguf_file": path.name} if path.is_file() else {}
+    folder = path.parent if path.is_file() else path
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **given).eval()
     requests = sorted(requests, key=lambda request: request[1])  # those of a batch end together
     references = pages = 0
     for start in range(0, len(requests), BATCH):

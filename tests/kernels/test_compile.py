@@ -13,7 +13,7 @@ HALF_ONLY = {"_persistent_linear_kernel"}  # fp32 is for checks, and stays on th
 
 @pytest.mark.parametrize(
     "precision",
-    ["bfloat16", pytest.param("float16", marks=pytest.mark.slow), "float32"],
+    ["bfloat16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("float16", "float32"))],
     ids=str,
 )
 def test_every_kernel_compiles_for_nvidia_and_amd(precision):
