@@ -24,6 +24,8 @@ One program, rows by slot, so that the order of the host's free ring is fixed. S
 Kwon et al., "PagedAttention" (SOSP 2023), section 4.5.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -73,9 +75,9 @@ def resumes(swapped, unsaved, cached, PAGE_SIZE: tl.constexpr):
     return (swapped > cached) & (cached // PAGE_SIZE >= unsaved)
 
 
-def resumes_ref(swapped: int, unsaved: int, cached: int, page_size: int) -> bool:
-    """The same of one row."""
-    return swapped > cached and cached // page_size >= unsaved
+def resumes_ref(swapped: Any, unsaved: Any, cached: Any, page_size: int) -> Any:
+    """The same of one row, or of arrays of them."""
+    return (swapped > cached) & (cached // page_size >= unsaved)
 
 
 @triton.jit

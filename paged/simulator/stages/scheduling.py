@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from paged.kernels.control.columns import COLUMN_NAMES
-from paged.simulator.stages.swapping import resumes
+from paged.kernels.control.swap import resumes_ref
 from paged.simulator.stages.views import (
     AT_CACHED,
     AT_HEAD,
@@ -99,7 +99,7 @@ def schedule_rows(
         start = np.where(running, start, row["cached_len"])
         if row["num_swapped"].any():
             swapped, cached = row["num_swapped"], row["cached_len"]
-            resumed = waiting & resumes(swapped, row["num_unsaved"], cached, page_size)
+            resumed = waiting & resumes_ref(swapped, row["num_unsaved"], cached, page_size)
             start = np.where(resumed, swapped, start)
     want = total - start
     if row["num_forks"].any():

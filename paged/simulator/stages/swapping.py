@@ -4,12 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from paged.kernels.control.swap import resumes_ref
 from paged.simulator.stages.views import IS_FINISHED, IS_PREEMPTED
-
-
-def resumes(swapped: Any, unsaved: Any, cached: Any, page_size: int) -> Any:
-    """Whether host pages bring back more than the prefix cache has, of ints or arrays."""
-    return (swapped > cached) & (cached // page_size >= unsaved)
 
 
 def swap_rows(requests: Any, pool: Any, plan: Any, swaps: Any, page_size: int) -> None:
@@ -56,7 +52,7 @@ def _swap_in(requests: Any, plan: Any, swaps: Any, page_size: int, returning: np
         swaps.free_ring[(tail + np.arange(end - unsaved)) % ring] = host[unsaved:]
         tail += end - unsaved
         requests.num_swapped[slot] = 0
-        if plan.admitted[slot] and resumes(saved, unsaved, cached, page_size):
+        if plan.admitted[slot] and resumes_ref(saved, unsaved, cached, page_size):
             begin = cached // page_size
             swaps.in_source[back : back + end - begin] = host[begin:]
             swaps.in_target[back : back + end - begin] = requests.block_table[slot, begin:end]
