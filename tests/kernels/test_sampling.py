@@ -39,7 +39,7 @@ def cut(request, monkeypatch):
         def choose_tiles(rows, vocab_size):
             return Tiles(
                 block_v=max(512, triton.next_power_of_2(vocab_size) // 8), block_warps=1,
-                programs=1, ahead=False, strand=16, chunk=16, picked=8, row_warps=1,
+                block_registers=0, strand=16, chunk=16, picked=8,
                 rows=min(triton.next_power_of_2(rows), 64) if interpreted() else 1,
             )  # fmt: skip
 
