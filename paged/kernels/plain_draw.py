@@ -21,6 +21,7 @@ import triton.language as tl
 
 from paged.kernels.fast_math import LOG2_E, fast_exp2
 from paged.kernels.logit_process import process_logits
+from paged.kernels.philox import draw_numbers
 from paged.kernels.sampling_rows import column
 
 # Under 1 by more than sums in different orders differ: the last part of weight is never missed.
@@ -46,7 +47,7 @@ def _draw_part(masses, u, ROWS: tl.constexpr, NUM: tl.constexpr):
 @triton.jit
 def draw_plain(
     logits_ptr, rows, vocab_size, slots, too_short, stop_ids_ptr, masses, peaks, strands_ptr,
-    num_blocks, temperature, u_block, u_strand, u_token, wanted,
+    num_blocks, temperature, seeds, positions, wanted,
     NUM_STOP_IDS: tl.constexpr, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, BLOCKS: tl.constexpr,
     STRAND: tl.constexpr, NVIDIA: tl.constexpr,
 ):  # fmt: skip
@@ -57,6 +58,7 @@ def draw_plain(
     exp((logit - that) / temperature); strands_ptr to the `strand_masses` of all blocks.
     """
     NUM: tl.constexpr = BLOCK_V // STRAND
+    u_block, u_strand, u_token = draw_numbers(seeds, positions)
     heat = column(1 / temperature * LOG2_E, ROWS)
     peak = column(tl.max(peaks, axis=1), ROWS)
     block = _draw_part(masses * fast_exp2((peaks - peak) * heat, NVIDIA), u_block, ROWS, BLOCKS)

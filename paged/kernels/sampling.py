@@ -35,7 +35,6 @@ from paged.kernels.floor_search import LOWEST
 from paged.kernels.launch import check_tensor, interpreted, on_nvidia, pdl
 from paged.kernels.linear_persistent import multiprocessors
 from paged.kernels.logit_process import NUM_STOP_IDS
-from paged.kernels.philox import draw_numbers
 from paged.kernels.plain_draw import draw_plain
 from paged.kernels.sampling_blocks import (
     BEST,
@@ -99,7 +98,6 @@ def _sample_rows_kernel(
         positions = load_positions(position_ptr, offsets_ptr, slots, rows, live, True)
         too_short = positions < tl.load(min_len_ptr + slots, cache_modifier=".cg")
         seeds = tl.load(seed_ptr + slots, cache_modifier=".cg")
-        u_block, u_strand, u_token = draw_numbers(seeds, positions)
     if PDL:
         tl.extra.cuda.gdc_wait()
     if not GREEDY and tl.program_id(0) == 0:
@@ -124,7 +122,7 @@ def _sample_rows_kernel(
         )
         tokens, chosen = draw_plain(
             logits_ptr, rows, vocab_size, slots, too_short, stop_ids_ptr, masses, peaks,
-            strands_ptr, num_blocks, temperature, u_block, u_strand, u_token, plain,
+            strands_ptr, num_blocks, temperature, seeds, positions, plain,
             NUM_STOP_IDS, ROWS, BLOCK_V, BLOCKS, STRAND, NVIDIA,
         )  # fmt: skip
     by_token = live & (plain == 0)
