@@ -102,11 +102,12 @@ def main() -> None:
         failed = [line for line in pool.map(compile_cut, jobs, chunksize=1) if line]
     print("\n".join(failed), f"compiled in {time.perf_counter() - began:.0f} s", flush=True)
     use(*by_blocks[0])
-    for case in ("greedy", "plain", "top-k 50, top-p 0.9", "top-p 0.9, flat"):
+    warm = "plain, temperature 0.7"
+    for case in ("greedy", "plain", warm, "top-k 50, top-p 0.9", "top-p 0.9, flat"):
         for rows in args.rows[:2]:
             print(case, rows, kernel_times(rows, args.vocab, case), flush=True)
     until = began + args.seconds
-    compare(by_blocks, ("greedy", "plain"), args.rows, args, until)
+    compare(by_blocks, ("greedy", "plain", warm), args.rows, args, until)
     filtered = ("plain", "top-k 50, top-p 0.9", "top-p 0.9, flat")
     compare(by_filtered, filtered, args.rows[:2], args, until)
 
