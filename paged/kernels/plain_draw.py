@@ -25,7 +25,7 @@ from paged.kernels.philox import draw_numbers
 from paged.kernels.sampling_rows import column
 
 # Under 1 by more than sums in different orders differ: the last part of weight is never missed.
-LARGEST_SHARE = tl.constexpr(1 - 2**-20)
+LARGEST_SHARE = tl.constexpr(1 - 2**-18)
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def strand_masses(weights, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, STRAND: tl
 def _draw_part(masses, u, ROWS: tl.constexpr, NUM: tl.constexpr):
     """Which of the parts of weight masses [ROWS, NUM] a number u draws: [ROWS], NUM if none can."""
     sums = tl.cumsum(masses, axis=1)
-    wanted = tl.minimum(u, LARGEST_SHARE) * tl.max(sums, axis=1)
+    wanted = tl.minimum(u, LARGEST_SHARE) * tl.sum(masses, axis=1)
     drawn = (sums > column(wanted, ROWS)) & (masses > 0)
     return tl.min(tl.where(drawn, tl.arange(0, NUM)[None, :], NUM), axis=1)
 
@@ -60,9 +60,12 @@ def draw_plain(
     NUM: tl.constexpr = BLOCK_V // STRAND
     u_block, u_strand, u_token = draw_numbers(seeds, positions)
     heat = column(1 / temperature * LOG2_E, ROWS)
+    blocks = tl.arange(0, BLOCKS)[None, :]
     peak = column(tl.max(peaks, axis=1), ROWS)
     block = _draw_part(masses * fast_exp2((peaks - peak) * heat, NVIDIA), u_block, ROWS, BLOCKS)
     wanted = wanted & (block < num_blocks)
+    # The peak of the block: what its strands' masses are about.
+    peak = tl.sum(tl.where(blocks == column(block, ROWS), peaks, 0.0), axis=1)
     strands = column((rows * num_blocks + block) * NUM, ROWS) + tl.arange(0, NUM)[None, :]
     masses = tl.load(strands_ptr + strands, mask=column(wanted, ROWS), other=0.0)
     strand = _draw_part(masses, u_strand, ROWS, NUM)
@@ -73,9 +76,8 @@ def draw_plain(
     row_ptr = logits_ptr + column(rows.to(tl.int64), ROWS) * vocab_size
     raw = tl.load(row_ptr + ids, mask=mask, other=float("-inf"))
     logits = process_logits(raw, ids, slots, too_short, stop_ids_ptr, NUM_STOP_IDS)
-    top = column(tl.max(logits, axis=1), ROWS)
-    weights = fast_exp2((logits - top) * heat, NVIDIA)
-    drawn = _draw_part(tl.where(logits > float("-inf"), weights, 0.0), u_token, ROWS, STRAND)
+    weights = fast_exp2((logits - column(peak, ROWS)) * heat, NVIDIA)
+    drawn = _draw_part(weights, u_token, ROWS, STRAND)
     is_drawn = lanes == column(drawn, ROWS)
     token = tl.min(tl.where(is_drawn, ids, vocab_size), axis=1)
     return token, tl.sum(tl.where(is_drawn, raw, 0.0), axis=1)

@@ -111,8 +111,6 @@ def _sample_rows_kernel(
     raw_sums = load_field(
         partials_ptr, rows, max_rows, num_blocks, RAW_SUM, 0.0, NUM_PARTIALS, ROWS, BLOCKS
     )
-    tokens = rows * 0
-    chosen = temperature * 0
     if BY_STRANDS and tl.max(plain.to(tl.int32), axis=0) > 0:
         peaks = load_field(
             partials_ptr, rows, max_rows, num_blocks, PEAK, LOWEST, NUM_PARTIALS, ROWS, BLOCKS
@@ -120,11 +118,16 @@ def _sample_rows_kernel(
         masses = load_field(
             partials_ptr, rows, max_rows, num_blocks, MASS, 0.0, NUM_PARTIALS, ROWS, BLOCKS
         )
+        raw_peak, log_sum, valid = fold_raw(raw_peaks, raw_sums, ROWS)
         tokens, chosen = draw_plain(
             logits_ptr, rows, vocab_size, slots, too_short, stop_ids_ptr, masses, peaks,
             strands_ptr, num_blocks, temperature, seeds, positions, plain,
             NUM_STOP_IDS, ROWS, BLOCK_V, BLOCKS, STRAND, NVIDIA,
         )  # fmt: skip
+    else:
+        raw_peak, log_sum, valid = fold_raw(raw_peaks, raw_sums, ROWS)
+        tokens = rows * 0
+        chosen = temperature * 0
     by_token = live & (plain == 0)
     if tl.max(by_token.to(tl.int32), axis=0) > 0:
         bests = load_field(
@@ -144,7 +147,6 @@ def _sample_rows_kernel(
         token_ptrs = logits_ptr + tl.where(live, rows, 0).to(tl.int64) * vocab_size + tokens
         chosen = tl.where(by_token, best, chosen)
         chosen = tl.where(again, tl.load(token_ptrs, mask=again, other=0.0), chosen)
-    raw_peak, log_sum, valid = fold_raw(raw_peaks, raw_sums, ROWS)
     valid = valid & (tokens < vocab_size)
     tl.store(out_tokens_ptr + rows, tl.where(valid, tokens, -1), mask=live)
     logprobs = tl.where(valid, chosen - raw_peak - log_sum, 0.0)
@@ -240,6 +242,6 @@ def sample(
         _sample_filtered_kernel[(programs,)](
             *columns, chunk_peaks, picked, states, counters, out_tokens, out_logprobs, rows,
             vocab_size, blocks, score=score, CHUNK=tiles.chunk, BLOCKS=pow2_blocks,
-            CHUNKS=pow2_chunks, PICKED=min(tiles.picked, pow2_chunks), NUM_STATES=NUM_STATES,
-            CAPACITY=triton.next_power_of_2(rows), **filtered_options(), **shared,
+            SPREAD_V=tiles.spread_v, CHUNKS=pow2_chunks, PICKED=min(tiles.picked, pow2_chunks),
+            NUM_STATES=NUM_STATES, CAPACITY=triton.next_power_of_2(rows), **filtered_options(), **shared,
         )  # fmt: skip

@@ -38,12 +38,12 @@ def _sample_blocks_kernel(
     BLOCK_V: tl.constexpr, STRAND: tl.constexpr, CHUNK: tl.constexpr,
     NVIDIA: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    block, num_blocks = tl.program_id(0), tl.num_programs(0)
+    first = tl.program_id(1) * ROWS
+    rows, live, slots = load_rows(slots_ptr, num_rows_ptr, max_rows, first, ROWS, True)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    block, num_blocks = tl.program_id(0), tl.num_programs(0)
-    first = tl.program_id(1) * ROWS
-    rows, live, slots = load_rows(slots_ptr, num_rows_ptr, max_rows, first, ROWS, False)
     if tl.max(live.to(tl.int32), axis=0) == 0:
         return
     ids = block * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]

@@ -99,8 +99,8 @@ def _sample_filtered_kernel(
     states_ptr, counters_ptr, out_tokens_ptr, out_logprobs_ptr, max_rows, vocab_size, num_blocks,
     score: tl.constexpr, NUM_STOP_IDS: tl.constexpr, NUM_PARTIALS: tl.constexpr,
     NUM_STATES: tl.constexpr, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, PICKED: tl.constexpr, CAPACITY: tl.constexpr,
-    NVIDIA: tl.constexpr, PDL: tl.constexpr,
+    BLOCKS: tl.constexpr, SPREAD_V: tl.constexpr, CHUNKS: tl.constexpr, PICKED: tl.constexpr,
+    CAPACITY: tl.constexpr, NVIDIA: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -126,6 +126,6 @@ def _sample_filtered_kernel(
     draw_spread_rows(
         logits_ptr, slots_ptr, temperature_ptr, top_k_ptr, top_p_ptr, seed_ptr, position_ptr,
         offsets_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, states_ptr, counters_ptr,
-        out_tokens_ptr, out_logprobs_ptr, filtered, vocab_size, num_blocks,
-        score, NUM_STOP_IDS, NUM_PARTIALS, NUM_STATES, BLOCK_V, BLOCKS, CAPACITY, NVIDIA,
+        out_tokens_ptr, out_logprobs_ptr, filtered, vocab_size, tl.cdiv(vocab_size, SPREAD_V),
+        score, NUM_STOP_IDS, NUM_PARTIALS, NUM_STATES, SPREAD_V, BLOCKS, CAPACITY, NVIDIA,
     )  # fmt: skip

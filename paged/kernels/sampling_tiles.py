@@ -21,6 +21,7 @@ class Tiles(NamedTuple):
     strand: int  # tokens a strand: what a thread of the first kernel holds of its block
     chunk: int  # tokens a chunk
     picked: int  # chunks whose tokens can be candidates
+    spread_v: int  # tokens a program takes at a time of rows that all programs draw together
     rows: int
 
 
@@ -40,10 +41,11 @@ def choose_tiles(rows: int, vocab_size: int) -> Tiles:
     if interpreted():
         block = min(max(256, triton.next_power_of_2(vocab_size)), 16384)
         together = min(triton.next_power_of_2(max(rows, 1)), 65536 // block)
-        return Tiles(block, 1, 0, 32, 64, 128, together)
-    block = min(max(256, triton.next_power_of_2(vocab_size)), 4096)
+        return Tiles(block, 1, 0, 32, 64, 128, block, together)
+    whole = max(256, triton.next_power_of_2(vocab_size))
+    block = min(whole, 2048)
     warps = max(1, block // 1024)
-    return Tiles(block, warps, 64, block // (32 * warps), 64, 128, 1)
+    return Tiles(block, warps, 64, block // (32 * warps), 64, 128, min(whole, 8192), 1)
 
 
 def sample_workspace(max_rows: int, vocab_size: int, device: torch.device | str) -> SampleWorkspace:

@@ -16,8 +16,9 @@ with it. A row with both top-k and top-p first needs the mass that top-k keeps: 
 narrow LOW and HIGH around top-k's floor, with two pivots between them.
 
 All programs are on the device at once (sampling_filtered.py): the phases are separated by a barrier
-over the grid. Items are blocks of rows as in sampling_blocks.py; sums are folded in the order of
-blocks, whoever made them. Without such rows there is nothing but the first barrier.
+over the grid. Items are blocks of rows, larger than those of sampling_blocks.py, whose partials are
+no longer needed; sums are folded in the order of blocks, whoever made them. Without such rows there
+is nothing but the first barrier.
 
 Rejection of tokens under a moving floor as in FlashInfer's sampling kernels (Ye et al. 2025), but
 of the one token that the noise names, so the draw is that of a search for the floor.

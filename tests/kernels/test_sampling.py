@@ -40,6 +40,7 @@ def cut(request, monkeypatch):
             return Tiles(
                 block_v=max(512, triton.next_power_of_2(vocab_size) // 8), block_warps=1,
                 block_registers=0, strand=16, chunk=16, picked=8,
+                spread_v=max(512, triton.next_power_of_2(vocab_size) // 4),
                 rows=min(triton.next_power_of_2(rows), 64) if interpreted() else 1,
             )  # fmt: skip
 

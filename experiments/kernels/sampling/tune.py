@@ -20,26 +20,26 @@ from paged.kernels.sampling_tiles import choose_tiles
 
 # Of the blocks' kernel: tokens, warps and registers a thread at most (0: as many as it likes).
 CUTS = [
-    (4096, 4, 64),
-    (4096, 4, 0),
-    (4096, 4, 80),
     (2048, 2, 64),
-    (8192, 8, 64),
-    (4096, 8, 40),
-    (8192, 4, 128),
+    (1024, 1, 64),
+    (4096, 4, 64),
+    (2048, 2, 0),
+    (2048, 2, 80),
+    (2048, 4, 40),
 ]
-# Of the filtered kernel: warps, registers a thread, programs a multiprocessor.
-FILTERED_CUTS = [(16, 112, 1), (16, 128, 1), (16, 64, 2), (8, 224, 1)]
+# Of the filtered kernel: warps, registers a thread, programs a multiprocessor, and tokens at a time
+# of a row that all programs draw together.
+FILTERED_CUTS = [(16, 112, 1, 8192), (16, 128, 1, 8192), (16, 64, 2, 4096), (16, 112, 1, 4096)]
 
 
 def use(cut: tuple, filtered_cut: tuple) -> None:
     block_v, block_warps, block_registers = cut
+    warps, registers, sampling.PROGRAMS, spread_v = filtered_cut
     tiles = choose_tiles(1, 128256)._replace(
         block_v=block_v, block_warps=block_warps, block_registers=block_registers,
-        strand=block_v // (32 * block_warps),
+        strand=block_v // (32 * block_warps), spread_v=spread_v,
     )  # fmt: skip
     sampling.choose_tiles = sampling_tiles.choose_tiles = lambda rows, vocab_size: tiles
-    warps, registers, sampling.PROGRAMS = filtered_cut
     sampling.filtered_options = lambda: {"num_warps": warps, "maxnreg": registers}
 
 
