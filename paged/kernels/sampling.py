@@ -243,5 +243,6 @@ def sample(
             *columns, chunk_peaks, picked, states, counters, out_tokens, out_logprobs, rows,
             vocab_size, blocks, score=score, CHUNK=tiles.chunk, BLOCKS=pow2_blocks,
             SPREAD_V=tiles.spread_v, CHUNKS=pow2_chunks, PICKED=min(tiles.picked, pow2_chunks),
-            NUM_STATES=NUM_STATES, CAPACITY=triton.next_power_of_2(rows), **filtered_options(), **shared,
+            NUM_STATES=NUM_STATES, CAPACITY=triton.next_power_of_2(rows), **filtered_options(),
+            **shared,
         )  # fmt: skip
