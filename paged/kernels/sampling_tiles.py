@@ -22,6 +22,7 @@ class Tiles(NamedTuple):
     chunk: int  # tokens a chunk
     picked: int  # chunks whose tokens can be candidates
     spread_v: int  # tokens a program takes at a time of rows that all programs draw together
+    edit_v: int  # tokens a program of edit_logits takes
     rows: int
 
 
@@ -41,11 +42,12 @@ def choose_tiles(rows: int, vocab_size: int) -> Tiles:
     if interpreted():
         block = min(max(256, triton.next_power_of_2(vocab_size)), 16384)
         together = min(triton.next_power_of_2(max(rows, 1)), 65536 // block)
-        return Tiles(block, 1, 0, 32, 64, 128, block, together)
+        return Tiles(block, 1, 0, 32, 64, 128, block, block, together)
     whole = max(256, triton.next_power_of_2(vocab_size))
     block = min(whole, 2048)
     warps = max(1, block // 1024)
-    return Tiles(block, warps, 64, block // (32 * warps), 64, 128, min(whole, 8192), 1)
+    strand, spread, edit = block // (32 * warps), min(whole, 8192), min(whole, 4096)
+    return Tiles(block, warps, 64, strand, 64, 128, spread, edit, 1)
 
 
 def sample_workspace(max_rows: int, vocab_size: int, device: torch.device | str) -> SampleWorkspace:

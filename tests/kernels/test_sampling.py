@@ -40,7 +40,7 @@ def cut(request, monkeypatch):
             part = triton.next_power_of_2(vocab_size) // 8
             return Tiles(
                 block_v=max(512, part), block_warps=1, block_registers=0, strand=16, chunk=16,
-                picked=8, spread_v=max(512, 2 * part),
+                picked=8, spread_v=max(512, 2 * part), edit_v=512,
                 rows=min(triton.next_power_of_2(rows), 64) if interpreted() else 1,
             )  # fmt: skip
 
