@@ -15,7 +15,7 @@ from paged.kernels.control.hashing import mix_ref
 from paged.kernels.floor_search import keep_ref
 from paged.kernels.logits_ref import edit_logits_ref
 from paged.kernels.philox import gumbel_noise_ref
-from paged.kernels.sampling_ref import drawn_strand, is_filtered
+from paged.kernels.sampling_ref import drawn_token, is_filtered
 from paged.request import SamplingParams
 from paged.samplers.stochastic import StochasticSampler
 from paged.testing.engines import VOCAB_SIZE, oracle_engine, ragged_prompts, run_to_end
@@ -73,7 +73,7 @@ def simulate(model: TableModel, prompt: list[int], params: SamplingParams):
             kept = keep_ref(logits, params.temperature, *filters)
             noise = gumbel_noise_ref(params.seed, len(tokens), VOCAB_SIZE)
             if not is_filtered(*filters, VOCAB_SIZE):
-                kept = drawn_strand(logits / params.temperature, params.seed, len(tokens))
+                kept = drawn_token(logits / params.temperature, params.seed, len(tokens))
             scores = (logits / params.temperature + noise).where(kept, float("-inf"))
             token = int(scores.argmax())
         else:

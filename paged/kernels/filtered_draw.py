@@ -16,16 +16,18 @@ import triton.language as tl
 
 from paged.kernels.floor_search import LOWEST, raise_floor
 from paged.kernels.logit_process import process_logits
-from paged.kernels.philox import TOKENS_LEVEL, gumbel_noise
+from paged.kernels.philox import gumbel_noise
+from paged.kernels.sampling_rows import column
 
 GREEDY_BELOW = tl.constexpr(1e-5)
 
 
 @triton.jit
 def load_filters(
-    slots, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, vocab_size, GREEDY: tl.constexpr
-):
-    """(random, temperature, count, share, ratio) of each slot.
+    slots, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, vocab_size, GREEDY: tl.constexpr,
+    AHEAD: tl.constexpr,
+):  # fmt: skip
+    """(random, temperature, count, share, ratio) of each slot; AHEAD of `gdc_wait` past L1.
 
     `random` is false for greedy rows, whose temperature is then 1 and whose filters are off. A
     filter that is off has count 0, share 1 or ratio 0.
@@ -35,10 +37,11 @@ def load_filters(
     count = tl.full(slots.shape, 0, tl.int32)
     share, ratio = temperature, temperature * 0
     if not GREEDY:
-        given = tl.load(temperature_ptr + slots)
-        top_k = tl.load(top_k_ptr + slots)
-        top_p = tl.load(top_p_ptr + slots)
-        min_p = tl.load(min_p_ptr + slots)
+        CACHE: tl.constexpr = ".cg" if AHEAD else ""
+        given = tl.load(temperature_ptr + slots, cache_modifier=CACHE)
+        top_k = tl.load(top_k_ptr + slots, cache_modifier=CACHE)
+        top_p = tl.load(top_p_ptr + slots, cache_modifier=CACHE)
+        min_p = tl.load(min_p_ptr + slots, cache_modifier=CACHE)
         random = given >= GREEDY_BELOW
         temperature = tl.where(random, given, 1.0)
         count = tl.where(random & (top_k > 0) & (top_k < vocab_size), top_k, 0)
@@ -48,7 +51,7 @@ def load_filters(
 
 
 @triton.jit
-def _candidate_floor(chunk_peaks, peak, wanted, PICKED: tl.constexpr):
+def _candidate_floor(chunk_peaks, peak, wanted, ROWS: tl.constexpr, PICKED: tl.constexpr):
     """The logit from which tokens are candidates, with the largest logit of each chunk [ROWS, C].
 
     At most PICKED chunks reach it, and if it can be more than half of that. LOWEST if all fit, +inf
@@ -58,13 +61,13 @@ def _candidate_floor(chunk_peaks, peak, wanted, PICKED: tl.constexpr):
     all_fit = tl.sum(finite.to(tl.int32), axis=1) <= PICKED
     low = tl.min(tl.where(finite, chunk_peaks, float("inf")), axis=1)  # too many reach it
     high = peak
-    at_high = tl.sum((chunk_peaks >= high[:, None]).to(tl.int32), axis=1)
+    at_high = tl.sum((chunk_peaks >= column(high, ROWS)).to(tl.int32), axis=1)
     fits = at_high <= PICKED
     searching = wanted & fits & (all_fit == 0) & (2 * at_high <= PICKED)
     while tl.max(searching.to(tl.int32), axis=0) > 0:
         middle = low * 0.5 + high * 0.5
         between = (low < middle) & (middle < high)
-        reached = tl.sum((chunk_peaks >= middle[:, None]).to(tl.int32), axis=1)
+        reached = tl.sum((chunk_peaks >= column(middle, ROWS)).to(tl.int32), axis=1)
         searching = searching & between
         low = tl.where(searching & (reached > PICKED), middle, low)
         high = tl.where(searching & (reached <= PICKED), middle, high)
@@ -75,15 +78,16 @@ def _candidate_floor(chunk_peaks, peak, wanted, PICKED: tl.constexpr):
 
 @triton.jit
 def draw_from_candidates(
-    row_ptrs, vocab_size, slots, too_short, stop_ids_ptr, chunk_peaks_ptrs, num_chunks, picked_ptrs,
-    temperature, count, share, ratio, peak, whole, seeds, positions, wanted,
+    logits_ptr, rows, vocab_size, slots, too_short, stop_ids_ptr, chunk_peaks_ptr, num_chunks,
+    picked_ptr, temperature, count, share, ratio, peak, whole, seeds, positions, wanted,
     score: tl.constexpr, NUM_STOP_IDS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr, PICKED: tl.constexpr, NVIDIA: tl.constexpr,
 ):  # fmt: skip
     """(tokens, known): the draw of each row, where it is known to be that of the whole row.
 
-    chunk_peaks_ptrs and picked_ptrs point to num_chunks float32 and PICKED int32 of scratch a row;
-    peak is the row's largest logit and `whole` the sum of its exp((logit - peak) / temperature).
+    chunk_peaks_ptr and picked_ptr point to num_chunks float32 and PICKED int32 of scratch for each
+    row of logits; peak is the row's largest logit and `whole` the sum of its
+    exp((logit - peak) / temperature).
     """
     lanes = tl.arange(0, PICKED)[None, :]
     if CHUNKS <= PICKED:
@@ -92,47 +96,51 @@ def draw_from_candidates(
     else:
         chunks = tl.arange(0, CHUNKS)[None, :]
         chunk_peaks = tl.load(
-            chunk_peaks_ptrs[:, None] + chunks,
-            mask=(chunks < num_chunks) & wanted[:, None],
+            chunk_peaks_ptr + column(rows * num_chunks, ROWS) + chunks,
+            mask=(chunks < num_chunks) & column(wanted, ROWS),
             other=float("-inf"),
         )
-        lowest = _candidate_floor(chunk_peaks, peak, wanted, PICKED)
-        reaching = (chunk_peaks >= lowest[:, None]).to(tl.int32)
+        lowest = _candidate_floor(chunk_peaks, peak, wanted, ROWS, PICKED)
+        reaching = (chunk_peaks >= column(lowest, ROWS)).to(tl.int32)
         places = tl.cumsum(reaching, axis=1) - 1
-        tl.store(picked_ptrs[:, None] + places, chunks + 0 * reaching, mask=reaching > 0)
+        picked_ptr += column(rows * PICKED, ROWS)
+        tl.store(picked_ptr + places, chunks + 0 * reaching, mask=reaching > 0)
         tl.debug_barrier()  # other threads read what these wrote
-        num_picked = tl.sum(reaching, axis=1)[:, None]
-        picked = tl.load(picked_ptrs[:, None] + lanes, mask=lanes < num_picked, other=num_chunks)
+        num_picked = column(tl.sum(reaching, axis=1), ROWS)
+        picked = tl.load(picked_ptr + lanes, mask=lanes < num_picked, other=num_chunks)
 
     inner = tl.arange(0, CHUNK)[None, None, :]
     ids = tl.reshape(picked[:, :, None] * CHUNK + inner, [ROWS, PICKED * CHUNK])
     raw = tl.load(
-        row_ptrs[:, None] + ids, mask=(ids < vocab_size) & wanted[:, None], other=float("-inf")
+        logits_ptr + column(rows.to(tl.int64), ROWS) * vocab_size + ids,
+        mask=(ids < vocab_size) & column(wanted, ROWS),
+        other=float("-inf"),
     )
     logits = process_logits(raw, ids, slots, too_short, stop_ids_ptr, NUM_STOP_IDS)
-    logits = tl.where(logits >= lowest[:, None], logits, float("-inf"))
-    weights = tl.exp((logits - peak[:, None]) * (1 / temperature)[:, None])
+    logits = tl.where(logits >= column(lowest, ROWS), logits, float("-inf"))
+    weights = tl.exp((logits - column(peak, ROWS)) * column(1 / temperature, ROWS))
 
     by_ratio, by_count, by_share = ratio > 0, count > 0, share < 1
     floor = tl.where(by_ratio, peak + temperature * tl.log(tl.where(by_ratio, ratio, 1.0)), lowest)
     complete = (lowest == LOWEST) | (by_ratio & (floor >= lowest))
     floor = tl.maximum(floor, lowest)
-    ones = tl.where(logits >= floor[:, None], 1.0, 0.0)
+    ones = tl.where(logits >= column(floor, ROWS), 1.0, 0.0)
     enough = by_count & (tl.sum(ones, axis=1) >= count)
-    floor = raise_floor(logits, ones, peak, floor, wanted & enough, count.to(tl.float32))
+    floor = raise_floor(logits, ones, peak, floor, wanted & enough, count.to(tl.float32), ROWS)
     complete = complete | enough
-    weights = tl.where(logits >= floor[:, None], weights, 0.0)
+    weights = tl.where(logits >= column(floor, ROWS), weights, 0.0)
     mass = tl.sum(weights, axis=1)
     needed = share * tl.where(complete, mass, whole)
     # Where only top-p filters, the whole row is kept before it, and its mass is known.
     known = complete | (by_share & (mass >= needed) & (by_count == 0) & (by_ratio == 0))
-    floor = raise_floor(logits, weights, peak, floor, wanted & known & by_share, needed)
+    floor = raise_floor(logits, weights, peak, floor, wanted & known & by_share, needed, ROWS)
 
     four = tl.arange(0, CHUNK // 4)[None, None, :]
     groups = tl.reshape(picked[:, :, None] * (CHUNK // 4) + four, [ROWS, PICKED * CHUNK // 4])
-    noise = gumbel_noise(seeds, positions, groups, TOKENS_LEVEL, ROWS, PICKED * CHUNK, NVIDIA)
-    scores = score(logits, noise, temperature[:, None])
-    scores = tl.where((logits >= floor[:, None]) & (scores > float("-inf")), scores, float("-inf"))
-    best = tl.max(scores, axis=1)[:, None]
+    noise = gumbel_noise(seeds, positions, groups, ROWS, PICKED * CHUNK, NVIDIA)
+    scores = score(logits, noise, column(temperature, ROWS))
+    kept = (logits >= column(floor, ROWS)) & (scores > float("-inf"))
+    scores = tl.where(kept, scores, float("-inf"))
+    best = column(tl.max(scores, axis=1), ROWS)
     is_best = (scores == best) & (best > float("-inf"))
     return tl.min(tl.where(is_best, ids, vocab_size), axis=1), known

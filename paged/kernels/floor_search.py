@@ -14,11 +14,13 @@ import torch
 import triton
 import triton.language as tl
 
+from paged.kernels.sampling_rows import column
+
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
-def raise_floor(values, weights, peak, floor, wanted, needed):
+def raise_floor(values, weights, peak, floor, wanted, needed, ROWS: tl.constexpr):
     """The highest floor such that the values from it up weigh at least `needed`; `floor` itself for
     rows that are not wanted. The values from `floor` up must weigh enough.
 
@@ -30,7 +32,7 @@ def raise_floor(values, weights, peak, floor, wanted, needed):
     low, high, under_high, pivot = floor, peak, peak, peak
     searching = wanted
     while tl.max(searching.to(tl.int32), axis=0) > 0:
-        kept = values >= pivot[:, None]
+        kept = values >= column(pivot, ROWS)
         mass = tl.sum(tl.where(kept, weights, 0.0), axis=1)
         least_kept = tl.min(tl.where(kept, values, float("inf")), axis=1)
         most_dropped = tl.max(tl.where(kept, float("-inf"), values), axis=1)

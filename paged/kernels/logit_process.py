@@ -8,6 +8,8 @@ a token is read by several kernels, in blocks of different shapes.
 import triton
 import triton.language as tl
 
+from paged.kernels.sampling_rows import column
+
 NUM_STOP_IDS = 8
 
 
@@ -20,7 +22,7 @@ def process_logits(raw, ids, slots, too_short, stop_ids_ptr, NUM_STOP_IDS: tl.co
     """
     logits = raw
     if tl.max(too_short.to(tl.int32), axis=0) > 0:
-        for i in tl.static_range(NUM_STOP_IDS):
+        for i in range(NUM_STOP_IDS):  # rarely run, so not unrolled: other code stays in its cache
             stop_ids = tl.load(stop_ids_ptr + slots * NUM_STOP_IDS + i, mask=too_short, other=-1)
-            logits = tl.where(ids == stop_ids[:, None], float("-inf"), logits)
+            logits = tl.where(ids == column(stop_ids, raw.shape[0]), float("-inf"), logits)
     return logits

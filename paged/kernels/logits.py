@@ -66,7 +66,7 @@ class LogitsWorkspace(NamedTuple):
 
 def logits_workspace(max_rows: int, vocab_size: int, device: torch.device | str) -> LogitsWorkspace:
     """Memory for calls with up to max_rows rows of vocab_size logits."""
-    blocks = triton.cdiv(vocab_size, choose_tiles(max_rows, vocab_size).block_v)
+    blocks = triton.cdiv(vocab_size, choose_tiles(max_rows, vocab_size).edit_v)
     return LogitsWorkspace(
         torch.zeros(max_rows, vocab_size, dtype=torch.float32, device=device),
         torch.zeros(max_rows, 2, blocks, dtype=torch.float32, device=device),
@@ -252,7 +252,7 @@ def edit_logits(
     check_tensor("edits", edits, (num_slots, WORDS), torch.int32)
     check_tensor("token_mask", token_mask, (num_slots, mask_words(vocab_size)), torch.int32)
     tiles = choose_tiles(rows, vocab_size)
-    blocks = triton.cdiv(vocab_size, tiles.block_v)
+    blocks = triton.cdiv(vocab_size, tiles.edit_v)
     raw, sums, top = workspace
     check_tensor("workspace.raw", raw, (None, vocab_size), torch.float32)
     check_tensor("workspace.sums", sums, (None, 2, blocks), torch.float32)
@@ -265,7 +265,7 @@ def edit_logits(
     _edit_logits_kernel[(programs,)](
         logits, slots, num_rows, columns, sampling, token_ids, edits, token_mask, raw, sums, top,
         rows, vocab_size, blocks, R=num_slots, MAX_LEN=max_len, EDIT_WORDS=WORDS,
-        MASK_WORDS=token_mask.shape[1], LANES=triton.next_power_of_2(rows), BLOCK_V=tiles.block_v,
+        MASK_WORDS=token_mask.shape[1], LANES=triton.next_power_of_2(rows), BLOCK_V=tiles.edit_v,
         TILE=8192 if interpreted() else 1024, TOP=TOP, ALL=keep_all,
-        num_warps=max(4, tiles.block_v // 256), **pdl(),
+        num_warps=max(4, tiles.edit_v // 256), **pdl(),
     )  # fmt: skip

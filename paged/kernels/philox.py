@@ -6,9 +6,10 @@ The noise of token `id` in the draw at `position` of a request with `seed` is
     u    = min((bits + 1/2) / 2^32, 1 - 2^-24)
     g    = -log(-log(1 - u))                            standard Gumbel, between -2.8 and 22.9
 
-One Philox call serves four neighbouring tokens. Level 0 is the noise of tokens; levels 1 and 2
-that of strands and blocks of tokens, with their number for the id (plain_draw.py). u is the small
-side of the uniform: the draw is decided by large g, that is by u near 0, where fp32 is finest.
+One Philox call serves four neighbouring tokens. Level 0 is the noise of tokens; at level 1 the
+first three words of counter (0, position, 1, 0) are the u of a draw without filters
+(plain_draw.py). u is the small side of the uniform: the draw is decided by large g, that is by u
+near 0, where fp32 is finest.
 
 Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 Maddison, Tarlow, Minka: "A* sampling" (2014) for the Gumbel-max trick.
@@ -19,54 +20,46 @@ import triton
 import triton.language as tl
 
 from paged.kernels.fast_math import fast_log
+from paged.kernels.sampling_rows import column
 
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
-TOKENS_LEVEL, STRANDS_LEVEL, BLOCKS_LEVEL = (tl.constexpr(level) for level in range(3))
+TOKENS_LEVEL, DRAW_LEVEL = (tl.constexpr(level) for level in range(2))
 LARGEST_U = tl.constexpr(1 - 2**-24)
 SMALL_U = tl.constexpr(2**-4)
 
 
 @triton.jit
 def gumbel_noise(
-    seeds, positions, groups, LEVEL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-    NVIDIA: tl.constexpr,
-):  # fmt: skip
-    """Noise for draws of seeds and positions [ROWS]: fp32 [ROWS, BLOCK], four neighbours for each
-    of groups [ROWS or 1, BLOCK // 4] int32, the ids over 4 (of tokens, strands or blocks)."""
+    seeds, positions, groups, ROWS: tl.constexpr, BLOCK: tl.constexpr, NVIDIA: tl.constexpr
+):
+    """Noise of tokens for draws of seeds and positions [ROWS]: fp32 [ROWS, BLOCK], four neighbours
+    for each of groups [ROWS or 1, BLOCK // 4] int32, the ids over 4."""
     zero = tl.full([ROWS, BLOCK // 4], 0, tl.int32)
-    groups, seeds, positions = zero + groups, seeds[:, None], positions[:, None]
-    first, second, third, fourth = tl.philox(seeds, groups, zero + positions, zero + LEVEL, zero)
+    groups, positions = zero + groups, zero + column(positions, ROWS)
+    seeds = column(seeds, ROWS)
+    first, second, third, fourth = tl.philox(seeds, groups, positions, zero + TOKENS_LEVEL, zero)
     bits = tl.reshape(tl.join(tl.join(first, third), tl.join(second, fourth)), [ROWS, BLOCK])
-    return _gumbel(bits, NVIDIA)
-
-
-@triton.jit
-def gumbel_noise_of(
-    seeds, positions, ids, LEVEL: tl.constexpr, ROWS: tl.constexpr, NUM: tl.constexpr,
-    NVIDIA: tl.constexpr,
-):  # fmt: skip
-    """The same noise of any ids [ROWS or 1, NUM]: four times the work of neighbours, but of a few
-    ids no thread has more than one, and none waits for another's."""
-    zero = tl.full([ROWS, NUM], 0, tl.int32)
-    ids = zero + ids
-    first, second, third, fourth = tl.philox(
-        seeds[:, None], ids >> 2, zero + positions[:, None], zero + LEVEL, zero
-    )
-    odd = (ids & 1) > 0
-    bits = tl.where((ids & 2) > 0, tl.where(odd, fourth, third), tl.where(odd, second, first))
-    return _gumbel(bits, NVIDIA)
-
-
-@triton.jit
-def _gumbel(bits, NVIDIA: tl.constexpr):
-    """Gumbel noise of uint32 bits."""
-    u = tl.minimum((bits.to(tl.float32) + 0.5) * 2.0**-32, LARGEST_U)
+    u = _uniform(bits)
     # 1 - u loses the low bits of a small u, so there the series of -log(1 - u) takes over.
     series = u * (1 + u * (0.5 + u * (1 / 3 + u * (0.25 + u * 0.2))))
     exponential = tl.where(u < SMALL_U, series, -fast_log(1 - u, NVIDIA))
     return -fast_log(exponential, NVIDIA)
+
+
+@triton.jit
+def draw_numbers(seeds, positions):
+    """Three uniform numbers a draw, each [ROWS], for seeds and positions [ROWS]."""
+    zero = positions * 0
+    first, second, third, _fourth = tl.philox(seeds, zero, positions, zero + DRAW_LEVEL, zero)
+    return _uniform(first), _uniform(second), _uniform(third)
+
+
+@triton.jit
+def _uniform(bits):
+    """Numbers over 0 and under 1 of uint32 bits."""
+    return tl.minimum((bits.to(tl.float32) + 0.5) * 2.0**-32, LARGEST_U)
 
 
 def philox_ref(
@@ -93,9 +86,17 @@ def _wide_product(words: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch
 
 
 def gumbel_noise_ref(
-    seed: int, position: int, count: int, device: str | torch.device = "cpu", level: int = 0
+    seed: int, position: int, count: int, device: str | torch.device = "cpu"
 ) -> torch.Tensor:
-    """Noise of the first `count` tokens, strands or blocks of one draw: fp32 [count]."""
-    bits = philox_ref(seed, position, triton.cdiv(count, 4), device, level)[:count]
-    u = ((bits.float() + 0.5) * 2.0**-32).clamp_max(LARGEST_U.value)
+    """Noise of the first `count` tokens of one draw: fp32 [count]."""
+    u = _uniform_ref(philox_ref(seed, position, triton.cdiv(count, 4), device)[:count])
     return -torch.log(-torch.log1p(-u.double())).float()
+
+
+def draw_numbers_ref(seed: int, position: int) -> list[float]:
+    """The three uniform numbers of a draw without filters."""
+    return _uniform_ref(philox_ref(seed, position, 1, level=DRAW_LEVEL.value)[:3]).tolist()
+
+
+def _uniform_ref(bits: torch.Tensor) -> torch.Tensor:
+    return ((bits.float() + 0.5) * 2.0**-32).clamp_max(LARGEST_U.value)

@@ -164,7 +164,7 @@ def report_draws(
     check_tensor("tokens", tokens, (rows,), torch.int32)
     check_tensor("logprobs", logprobs, (rows,), torch.float32)
     check_tensor("reports", reports, (None, num_slots, REPORT_WORDS), torch.int64)
-    blocks = triton.cdiv(vocab_size, choose_tiles(rows, vocab_size).block_v)
+    blocks = triton.cdiv(vocab_size, choose_tiles(rows, vocab_size).edit_v)
     raw, sums, top = workspace
     check_tensor("workspace.raw", raw, (None, vocab_size), torch.float32)
     check_tensor("workspace.sums", sums, (None, 2, blocks), torch.float32)

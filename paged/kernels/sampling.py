@@ -13,13 +13,12 @@ Row i is drawn with the parameters of slot slots[i], in vLLM's order:
 A temperature under 1e-5 is greedy: no filter, no noise, score's temperature is 1. Filters keep or
 drop equal logits together, so ties at a threshold are all kept. The noise is keyed by
 (seed, position, token): a draw depends neither on the batch nor on the row it happens to be in.
-Rows without filters are drawn by chunks under `gumbel_score`: plain_draw.py, same distribution.
+Rows without filters are drawn without noise under `gumbel_score`: plain_draw.py, same distribution.
 A row with NaN or +inf, or with nothing but -inf left, gets token -1 and logprob 0.
 
-Three kernels. The first takes blocks of the vocabulary of all rows (sampling_blocks.py). The second
-has a program a row, grid [B / ROWS]: it folds the blocks and draws (plain_draw.py,
-filtered_draw.py).
-The third draws what filters leave too spread for that, all programs together (spread_draw.py).
+Three kernels. The first has a program for each block of the vocabulary of a row
+(sampling_blocks.py). The second has one warp a row, grid [B / ROWS]: it folds the blocks of rows
+without filters and draws (plain_draw.py). The third draws rows with filters (sampling_filtered.py).
 ROWS is 1 on a GPU. How a row is cut follows the vocabulary alone, so its bits do not depend on the
 batch. Rows from num_rows on are left alone. Everything contiguous.
 
@@ -31,7 +30,7 @@ import torch
 import triton
 import triton.language as tl
 
-from paged.kernels.filtered_draw import draw_from_candidates, load_filters
+from paged.kernels.filtered_draw import load_filters
 from paged.kernels.floor_search import LOWEST
 from paged.kernels.launch import check_tensor, interpreted, on_nvidia, pdl
 from paged.kernels.linear_persistent import multiprocessors
@@ -40,14 +39,20 @@ from paged.kernels.plain_draw import draw_plain
 from paged.kernels.sampling_blocks import (
     BEST,
     BEST_ID,
-    FILTERED,
     MASS,
     PEAK,
     RAW_PEAK,
     RAW_SUM,
     _sample_blocks_kernel,
+    load_field,
 )  # fmt: skip
-from paged.kernels.sampling_rows import load_positions, load_rows
+from paged.kernels.sampling_filtered import (
+    PROGRAMS,
+    _sample_filtered_kernel,
+    filtered_options,
+    fold_raw,
+)  # fmt: skip
+from paged.kernels.sampling_rows import column, load_positions, load_rows
 from paged.kernels.sampling_tiles import (
     NUM_COUNTERS,
     NUM_PARTIALS,
@@ -55,7 +60,6 @@ from paged.kernels.sampling_tiles import (
     SampleWorkspace,
     choose_tiles,
 )  # fmt: skip
-from paged.kernels.spread_draw import PROGRAMS, _sample_spread_kernel, leave_row, spread_options
 
 
 @triton.jit
@@ -73,96 +77,79 @@ def greedy_score(logit, gumbel, temperature):
 @triton.jit(do_not_specialize=["max_rows"])
 def _sample_rows_kernel(
     logits_ptr, slots_ptr, num_rows_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr,
-    position_ptr, offsets_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, strands_ptr,
-    chunk_peaks_ptr, picked_ptr, states_ptr, counters_ptr, out_tokens_ptr, out_logprobs_ptr,
-    max_rows, vocab_size, num_blocks,
-    score: tl.constexpr, GREEDY: tl.constexpr, BY_STRANDS: tl.constexpr,
-    NUM_STOP_IDS: tl.constexpr, NUM_PARTIALS: tl.constexpr, NUM_STATES: tl.constexpr,
-    NUM_COUNTERS: tl.constexpr, ROWS: tl.constexpr, BLOCK_V: tl.constexpr, STRAND: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCKS: tl.constexpr, CHUNKS: tl.constexpr, PICKED: tl.constexpr,
+    position_ptr, offsets_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, strands_ptr, counters_ptr,
+    out_tokens_ptr, out_logprobs_ptr, max_rows, vocab_size, num_blocks,
+    GREEDY: tl.constexpr, BY_STRANDS: tl.constexpr, NUM_STOP_IDS: tl.constexpr,
+    NUM_PARTIALS: tl.constexpr, NUM_COUNTERS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_V: tl.constexpr, STRAND: tl.constexpr, BLOCKS: tl.constexpr,
     NVIDIA: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
+    # The first kernel lets this one start when the step's plan is complete: it is read ahead.
+    first = tl.program_id(0) * ROWS
+    rows, live, slots = load_rows(slots_ptr, num_rows_ptr, max_rows, first, ROWS, True)
+    random, temperature, count, share, ratio = load_filters(
+        slots, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, vocab_size, GREEDY, True
+    )
+    live = live & (count <= 0) & (share >= 1) & (ratio <= 0)
+    plain = live & random & BY_STRANDS
+    if BY_STRANDS:
+        positions = load_positions(position_ptr, offsets_ptr, slots, rows, live, True)
+        too_short = positions < tl.load(min_len_ptr + slots, cache_modifier=".cg")
+        seeds = tl.load(seed_ptr + slots, cache_modifier=".cg")
+    if PDL:
         tl.extra.cuda.gdc_wait()
     if not GREEDY and tl.program_id(0) == 0:
         counters = tl.arange(0, NUM_COUNTERS)
         tl.store(counters_ptr + counters, 0 * counters)
-    first = tl.program_id(0) * ROWS
-    rows, live, slots = load_rows(slots_ptr, num_rows_ptr, max_rows, first, ROWS)
-    blocks = tl.arange(0, BLOCKS)[None, :]
-    fields = partials_ptr + rows[:, None] * NUM_PARTIALS * num_blocks + blocks
-    there = (blocks < num_blocks) & (rows < max_rows)[:, None]
-    raw_peaks = tl.load(fields + RAW_PEAK * num_blocks, mask=there, other=LOWEST)
-    raw_sums = tl.load(fields + RAW_SUM * num_blocks, mask=there, other=0.0)
-    bests = tl.load(fields + BEST * num_blocks, mask=there, other=float("-inf"))
-    best_ids = tl.load(fields + BEST_ID * num_blocks, mask=there, other=0.0)
-    flags = tl.load(fields + FILTERED * num_blocks, mask=there & (blocks == 0), other=0.0)
     if tl.max(live.to(tl.int32), axis=0) == 0:
         return
-    if not GREEDY:  # on their way while the blocks are folded
-        random, temperature, count, share, ratio = load_filters(
-            slots, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, vocab_size, GREEDY
+    raw_peaks = load_field(
+        partials_ptr, rows, max_rows, num_blocks, RAW_PEAK, LOWEST, NUM_PARTIALS, ROWS, BLOCKS
+    )
+    raw_sums = load_field(
+        partials_ptr, rows, max_rows, num_blocks, RAW_SUM, 0.0, NUM_PARTIALS, ROWS, BLOCKS
+    )
+    if BY_STRANDS and tl.max(plain.to(tl.int32), axis=0) > 0:
+        peaks = load_field(
+            partials_ptr, rows, max_rows, num_blocks, PEAK, LOWEST, NUM_PARTIALS, ROWS, BLOCKS
         )
-        positions = load_positions(position_ptr, offsets_ptr, slots, rows, live)
-        too_short = positions < tl.load(min_len_ptr + slots)
-        seeds = tl.load(seed_ptr + slots)
-    raw_peak = tl.max(raw_peaks, axis=1)
-    raw_sum = tl.sum(raw_sums * tl.exp(raw_peaks - raw_peak[:, None]), axis=1)
-    live_sum = live & (raw_sum > 0)
-    best = tl.max(bests, axis=1)
-    is_best = (bests == best[:, None]) & (best > float("-inf"))[:, None]
-    best_ids = best_ids.to(tl.int32, bitcast=True)
-    tokens = tl.min(tl.where(is_best, best_ids, vocab_size), axis=1)
-    # The best score of a greedy row is its logit. Other logits are read again if not kept.
-    chosen = best
-    have_chosen = live & GREEDY
-    # A row that is not live reads row 0; only its stores are masked.
-    row_ptrs = logits_ptr + tl.where(live, rows, 0).to(tl.int64) * vocab_size
-
-    if not GREEDY:
-        have_chosen = live & (random == 0) & BY_STRANDS
-        filtered = live_sum & (tl.max(flags.to(tl.int32, bitcast=True), axis=1) > 0)
-        num_chunks = num_blocks * (BLOCK_V // CHUNK)
-        plain = live_sum & random & (filtered == 0)
-        there = there & (filtered | plain)[:, None]
-        peaks = tl.load(fields + PEAK * num_blocks, mask=there, other=LOWEST)
-        masses = tl.load(fields + MASS * num_blocks, mask=there, other=0.0)
-        peak = tl.max(peaks, axis=1)
-        masses = masses * tl.exp((peaks - peak[:, None]) * (1 / temperature)[:, None])
-        if BY_STRANDS and tl.max(plain.to(tl.int32), axis=0) > 0:
-            drawn, drawn_logits = draw_plain(
-                row_ptrs, vocab_size, slots, too_short, stop_ids_ptr, masses,
-                strands_ptr + rows * num_blocks * (BLOCK_V // STRAND), temperature, seeds,
-                positions, plain,
-                score, NUM_STOP_IDS, ROWS, BLOCK_V, BLOCKS, STRAND, NVIDIA,
-            )  # fmt: skip
-            tokens = tl.where(plain, drawn, tokens)
-            chosen = tl.where(plain, drawn_logits, chosen)
-            have_chosen = have_chosen | plain
-        spread = filtered & False
-        if tl.max(filtered.to(tl.int32), axis=0) > 0:
-            drawn, known = draw_from_candidates(
-                row_ptrs, vocab_size, slots, too_short, stop_ids_ptr,
-                chunk_peaks_ptr + rows * num_chunks, num_chunks, picked_ptr + rows * PICKED,
-                temperature, count, share, ratio, peak, tl.sum(masses, axis=1),
-                seeds, positions, filtered,
-                score, NUM_STOP_IDS, ROWS, CHUNK, CHUNKS, PICKED, NVIDIA,
-            )  # fmt: skip
-            tokens = tl.where(filtered, drawn, tokens)
-            spread = filtered & (known == 0)
-        whole = tl.sum(masses, axis=1)
-        leave_row(
-            states_ptr + rows * NUM_STATES, spread, live, count, share, ratio, temperature, peak,
-            whole, raw_peak + tl.log(tl.where(spread, raw_sum, 1.0)),
+        masses = load_field(
+            partials_ptr, rows, max_rows, num_blocks, MASS, 0.0, NUM_PARTIALS, ROWS, BLOCKS
+        )
+        raw_peak, log_sum, valid = fold_raw(raw_peaks, raw_sums, ROWS)
+        tokens, chosen = draw_plain(
+            logits_ptr, rows, vocab_size, slots, too_short, stop_ids_ptr, masses, peaks,
+            strands_ptr, num_blocks, temperature, seeds, positions, plain,
+            NUM_STOP_IDS, ROWS, BLOCK_V, BLOCKS, STRAND, NVIDIA,
         )  # fmt: skip
-        live = live & (spread == 0)
-
-    valid = live_sum & (tokens < vocab_size)
-    again = tl.load(row_ptrs + tokens, mask=valid & (have_chosen == 0), other=0.0)
-    chosen = tl.where(have_chosen, chosen, again)
+    else:
+        raw_peak, log_sum, valid = fold_raw(raw_peaks, raw_sums, ROWS)
+        tokens = rows * 0
+        chosen = temperature * 0
+    by_token = live & (plain == 0)
+    if tl.max(by_token.to(tl.int32), axis=0) > 0:
+        bests = load_field(
+            partials_ptr, rows, max_rows, num_blocks, BEST, LOWEST, NUM_PARTIALS, ROWS, BLOCKS
+        )
+        best_ids = load_field(
+            partials_ptr, rows, max_rows, num_blocks, BEST_ID, 0.0, NUM_PARTIALS, ROWS, BLOCKS
+        ).to(tl.int32, bitcast=True)
+        best = tl.max(bests, axis=1)
+        there = tl.arange(0, BLOCKS)[None, :] < num_blocks
+        is_best = (bests == column(best, ROWS)) & there
+        best_ids = tl.min(tl.where(is_best, best_ids, vocab_size), axis=1)
+        tokens = tl.where(by_token, best_ids, tokens)
+        # The best score of a greedy row is its logit. The logit of another is read again.
+        is_logit = (random == 0) & (BY_STRANDS or GREEDY)
+        again = by_token & (is_logit == 0) & (tokens < vocab_size)
+        token_ptrs = logits_ptr + tl.where(live, rows, 0).to(tl.int64) * vocab_size + tokens
+        chosen = tl.where(by_token, best, chosen)
+        chosen = tl.where(again, tl.load(token_ptrs, mask=again, other=0.0), chosen)
+    valid = valid & (tokens < vocab_size)
     tl.store(out_tokens_ptr + rows, tl.where(valid, tokens, -1), mask=live)
-    logprobs = tl.where(valid, chosen - raw_peak - tl.log(tl.where(valid, raw_sum, 1.0)), 0.0)
+    logprobs = tl.where(valid, chosen - raw_peak - log_sum, 0.0)
     tl.store(out_logprobs_ptr + rows, logprobs, mask=live)
 
 
@@ -201,12 +188,12 @@ def sample(
     num_slots = temperature.shape[0]
     check_tensor("slots", slots, (rows,), torch.int32)
     check_tensor("num_rows", num_rows, (1,), torch.int32)
-    for name, column, dtype in (
+    for name, values, dtype in (
         ("top_k", top_k, torch.int32), ("top_p", top_p, torch.float32),
         ("min_p", min_p, torch.float32), ("seed", seed, torch.int64),
         ("position", position, torch.int32), ("min_len", min_len, torch.int32),
     ):  # fmt: skip
-        check_tensor(name, column, (num_slots,), dtype)
+        check_tensor(name, values, (num_slots,), dtype)
     check_tensor("stop_ids", stop_ids, (num_slots, NUM_STOP_IDS), torch.int32)
     if offsets is not None:
         check_tensor("offsets", offsets, (rows,), torch.int32)
@@ -233,30 +220,29 @@ def sample(
     )  # fmt: skip
     greedy = score is greedy_score
     shared = {
-        "score": score, "NUM_STOP_IDS": NUM_STOP_IDS, "NUM_PARTIALS": NUM_PARTIALS,
+        "NUM_STOP_IDS": NUM_STOP_IDS, "NUM_PARTIALS": NUM_PARTIALS, "ROWS": tiles.rows,
         "BLOCK_V": tiles.block_v, "NVIDIA": on_nvidia(), **pdl(),
     }  # fmt: skip
-    cut = {
-        "GREEDY": greedy, "BY_STRANDS": score is gumbel_score, "ROWS": tiles.rows,
-        "STRAND": tiles.strand, "CHUNK": tiles.chunk,
-    }  # fmt: skip
+    ways = {"GREEDY": greedy, "BY_STRANDS": score is gumbel_score, "STRAND": tiles.strand}
+    limited = on_nvidia() and tiles.block_registers > 0
     groups = triton.cdiv(rows, tiles.rows)
-    processors = multiprocessors(logits.device)
-    _sample_blocks_kernel[(min(groups * blocks, tiles.programs * processors),)](
-        *columns, strand_sums, chunk_peaks, rows, vocab_size, blocks, AHEAD=tiles.ahead,
-        num_warps=tiles.block_warps, **cut, **shared,
+    _sample_blocks_kernel[(blocks, groups)](
+        *columns, strand_sums, chunk_peaks, rows, vocab_size, score=score, CHUNK=tiles.chunk,
+        num_warps=tiles.block_warps, **({"maxnreg": tiles.block_registers} if limited else {}),
+        **ways, **shared,
     )  # fmt: skip
     pow2_blocks = max(4, triton.next_power_of_2(blocks))
-    pow2_chunks = triton.next_power_of_2(chunks)
     _sample_rows_kernel[(groups,)](
-        *columns, strand_sums, chunk_peaks, picked, states, counters, out_tokens, out_logprobs,
-        rows, vocab_size, blocks, BLOCKS=pow2_blocks, CHUNKS=pow2_chunks,
-        PICKED=min(tiles.picked, pow2_chunks), NUM_STATES=NUM_STATES, NUM_COUNTERS=NUM_COUNTERS,
-        num_warps=1 if greedy else tiles.row_warps, **cut, **shared,
+        *columns, strand_sums, counters, out_tokens, out_logprobs, rows, vocab_size, blocks,
+        BLOCKS=pow2_blocks, NUM_COUNTERS=NUM_COUNTERS, num_warps=1, **ways, **shared,
     )  # fmt: skip
     if not greedy:
-        _sample_spread_kernel[(1 if interpreted() else PROGRAMS * processors,)](
-            *columns, states, counters, out_tokens, out_logprobs, rows, vocab_size, blocks,
-            NUM_STATES=NUM_STATES, BLOCKS=pow2_blocks, CAPACITY=triton.next_power_of_2(rows),
-            **spread_options(), **shared,
+        pow2_chunks = triton.next_power_of_2(chunks)
+        programs = 1 if interpreted() else PROGRAMS * multiprocessors(logits.device)
+        _sample_filtered_kernel[(programs,)](
+            *columns, chunk_peaks, picked, states, counters, out_tokens, out_logprobs, rows,
+            vocab_size, blocks, score=score, CHUNK=tiles.chunk, BLOCKS=pow2_blocks,
+            SPREAD_V=tiles.spread_v, CHUNKS=pow2_chunks, PICKED=min(tiles.picked, pow2_chunks),
+            NUM_STATES=NUM_STATES, CAPACITY=triton.next_power_of_2(rows), **filtered_options(),
+            **shared,
         )  # fmt: skip

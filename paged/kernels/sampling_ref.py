@@ -6,7 +6,7 @@ from paged.kernels import sampling_tiles
 from paged.kernels.filtered_draw import GREEDY_BELOW
 from paged.kernels.floor_search import keep_ref
 from paged.kernels.logit_process import NUM_STOP_IDS
-from paged.kernels.philox import gumbel_noise_ref
+from paged.kernels.philox import draw_numbers_ref, gumbel_noise_ref
 from paged.kernels.sampling import greedy_score, gumbel_score
 
 
@@ -34,7 +34,7 @@ def sample_ref(
             scores = masked / heat + noise
             scores = scores.where(keep_ref(masked, heat, *filters), float("-inf"))
             if not is_filtered(*filters, masked.shape[0]):
-                scores = scores.where(drawn_strand(masked / heat, *key), float("-inf"))
+                scores = scores.where(drawn_token(masked / heat, *key), float("-inf"))
         tokens[row] = int((scores == scores.max()).nonzero()[0])
         logprobs[row] = logits[row].log_softmax(0)[tokens[row]]
     return tokens, logprobs
@@ -45,24 +45,20 @@ def is_filtered(top_k: int, top_p: float, min_p: float, vocab_size: int) -> bool
     return 0 < top_k < vocab_size or top_p < 1 or min_p > 0
 
 
-def drawn_strand(logits: torch.Tensor, seed: int, position: int) -> torch.Tensor:
-    """Which tokens are in the strand that a row without filters draws from: bool [V]."""
+def drawn_token(logits: torch.Tensor, seed: int, position: int) -> torch.Tensor:
+    """Which token a row without filters draws: bool [V] with one True."""
     tiles = sampling_tiles.choose_tiles(1, logits.shape[0])
     strands = tiles.block_v // tiles.strand
     ids = torch.arange(logits.shape[0], device=logits.device)
     of_block = ids // tiles.block_v
-    of_strand = of_block * strands + ids // 4 % strands
     weights = (logits - logits.max()).double().exp()
-    in_block = _drawn_part(weights, of_block, seed, position, level=2)
-    return _drawn_part(weights.where(in_block, 0), of_strand, seed, position, level=1)
-
-
-def _drawn_part(weights, part, seed: int, position: int, level: int) -> torch.Tensor:
-    """Which tokens are in the part that is drawn with the noise of a level: bool [V]."""
-    mass = torch.zeros(int(part.max()) + 1, dtype=torch.float64, device=weights.device)
-    mass.index_add_(0, part, weights)
-    noise = gumbel_noise_ref(seed, position, mass.shape[0], level=level).to(weights.device)
-    return part == int((mass.log() + noise).argmax())
+    drawn = torch.ones_like(ids, dtype=torch.bool)
+    parts = (of_block, of_block * strands + ids // 4 % strands, ids)
+    for part, u in zip(parts, draw_numbers_ref(seed, position)):
+        masses = torch.zeros(int(part.max()) + 1, dtype=torch.float64, device=logits.device)
+        sums = masses.index_add_(0, part, weights.where(drawn, 0)).cumsum(0)
+        drawn = part == int((sums > u * sums[-1]).nonzero()[0])
+    return drawn
 
 
 def sample_inputs(

@@ -1,4 +1,4 @@
-"""How sampling cuts a row of logits, and the memory between its two kernels."""
+"""How sampling cuts a row of logits, and the memory between its kernels."""
 
 from typing import NamedTuple
 
@@ -17,12 +17,12 @@ class Tiles(NamedTuple):
 
     block_v: int  # tokens a program of the first kernel
     block_warps: int
-    programs: int  # of the first kernel, at most, a multiprocessor
-    ahead: bool  # whether it loads an item while it works on the one before
+    block_registers: int  # a thread of it, at most; 0 for no limit
     strand: int  # tokens a strand: what a thread of the first kernel holds of its block
     chunk: int  # tokens a chunk
     picked: int  # chunks whose tokens can be candidates
-    row_warps: int  # of the second kernel
+    spread_v: int  # tokens a program takes at a time of rows that all programs draw together
+    edit_v: int  # tokens a program of edit_logits takes
     rows: int
 
 
@@ -42,11 +42,12 @@ def choose_tiles(rows: int, vocab_size: int) -> Tiles:
     if interpreted():
         block = min(max(256, triton.next_power_of_2(vocab_size)), 16384)
         together = min(triton.next_power_of_2(max(rows, 1)), 65536 // block)
-        return Tiles(block, 1, 1, True, 32, 64, 128, 1, together)
-    block = min(max(256, triton.next_power_of_2(vocab_size)), 4096)
-    warps = max(1, block // 512)
-    strand = block // (32 * warps)
-    return Tiles(block, warps, 2, True, strand, 64, 128, 8, 1)
+        return Tiles(block, 1, 0, 32, 64, 128, block, block, together)
+    whole = max(256, triton.next_power_of_2(vocab_size))
+    block = min(whole, 2048)
+    warps = max(1, block // 1024)
+    strand, spread, edit = block // (32 * warps), min(whole, 8192), min(whole, 4096)
+    return Tiles(block, warps, 64, strand, 64, 128, spread, edit, 1)
 
 
 def sample_workspace(max_rows: int, vocab_size: int, device: torch.device | str) -> SampleWorkspace:

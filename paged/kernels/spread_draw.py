@@ -1,5 +1,5 @@
-"""The third kernel of sampling: rows whose kept tokens spread over too many chunks to be candidates
-(a flat distribution under a large top-p, a top-k of thousands), by all programs together.
+"""The draw of rows whose kept tokens spread over too many chunks to be candidates (a flat
+distribution under a large top-p, a top-k of thousands), by all programs of a launch together.
 
 The draw is the best score of the kept tokens, so the best of all is the draw if it is kept. A token
 is kept where the tokens above it are fewer than top_k and weigh less than top_p of the whole: one
@@ -15,10 +15,10 @@ The first token is kept with probability top_p, and each that is not takes a ran
 with it. A row with both top-k and top-p first needs the mass that top-k keeps: its first rounds
 narrow LOW and HIGH around top-k's floor, with two pivots between them.
 
-Grid [programs], all on the device at once (at most PROGRAMS a multiprocessor fit, and kernels
-beside this one end without it): the phases are separated by a barrier over the grid. Items are
-blocks of rows as in sampling_blocks.py; sums are folded in the order of blocks, whoever made them.
-A launch without such rows returns at once. Everything contiguous.
+All programs are on the device at once (sampling_filtered.py): the phases are separated by a barrier
+over the grid. Items are blocks of rows, larger than those of sampling_blocks.py, whose partials are
+no longer needed; sums are folded in the order of blocks, whoever made them. Without such rows there
+is nothing but the first barrier.
 
 Rejection of tokens under a moving floor as in FlashInfer's sampling kernels (Ye et al. 2025), but
 of the one token that the noise names, so the draw is that of a search for the floor.
@@ -29,10 +29,9 @@ import triton.language as tl
 
 from paged.kernels.fast_math import LOG2_E, fast_exp2
 from paged.kernels.floor_search import LOWEST, float_of_key, key_of_float
-from paged.kernels.launch import on_nvidia
 from paged.kernels.logit_process import process_logits
-from paged.kernels.philox import TOKENS_LEVEL, gumbel_noise
-from paged.kernels.sampling_rows import load_positions
+from paged.kernels.philox import gumbel_noise
+from paged.kernels.sampling_rows import column, load_positions
 from paged.kernels.sampling_tiles import NUM_COUNTERS, NUM_STATES
 
 # The state of a row, float32 (modes and keys by their bits). Keys are floats as ordered integers.
@@ -45,17 +44,11 @@ BEST_SCORE, BEST_ID, BEST_LOGIT, COUNT_A, MASS_A, COUNT_B, MASS_B = (
 ARRIVED, DONE = (tl.constexpr(counter) for counter in range(NUM_COUNTERS))
 # Each round at least halves a range of 2^32 keys, for top-k's floor and again for the draw.
 MOST_ROUNDS = tl.constexpr(70)
-PROGRAMS = 2  # a multiprocessor
-
-
-def spread_options() -> dict[str, int]:
-    """Launch options: 256 threads of 128 registers, so that PROGRAMS fit on a multiprocessor."""
-    return {"num_warps": 8, **({"maxnreg": 128} if on_nvidia() else {})}
 
 
 @triton.jit
 def leave_row(state_ptrs, spread, live, count, share, ratio, temperature, peak, whole, log_sum):
-    """Leave the `spread` rows to this kernel: state_ptrs [ROWS] point to NUM_STATES float32."""
+    """Leave the `spread` rows to `draw_spread_rows`: state_ptrs [ROWS] to NUM_STATES float32."""
     by_ratio = ratio > 0
     floor = tl.where(by_ratio, peak + temperature * tl.log(tl.where(by_ratio, ratio, 1.0)), LOWEST)
     measure = (share < 1) & ((count > 0) | by_ratio)
@@ -71,7 +64,7 @@ def leave_row(state_ptrs, spread, live, count, share, ratio, temperature, peak, 
 
 
 @triton.jit
-def _grid_barrier(counters_ptr):
+def grid_barrier(counters_ptr):
     """Waits for all programs; what they stored before can be read after."""
     programs = tl.num_programs(0)
     tl.debug_barrier()
@@ -129,12 +122,12 @@ def _best_of_block(
     logit = best
     if tl.max(tl.max(possible.to(tl.int32), axis=1), axis=0) > 0:
         groups = block * (BLOCK_V // 4) + tl.arange(0, BLOCK_V // 4)[None, :]
-        noise = gumbel_noise(seeds, positions, groups, TOKENS_LEVEL, 1, BLOCK_V, NVIDIA)
-        scores = score(logits, noise, temperature[:, None])
+        noise = gumbel_noise(seeds, positions, groups, 1, BLOCK_V, NVIDIA)
+        scores = score(logits, noise, column(temperature, 1))
         scores = tl.where(possible & (scores > float("-inf")), scores, float("-inf"))
         best, at = tl.max(scores, axis=1, return_indices=True)
         token = (block * BLOCK_V + at).to(tl.int32)
-        logit = tl.max(tl.where(ids == token[:, None], logits, float("-inf")), axis=1)
+        logit = tl.max(tl.where(ids == column(token, 1), logits, float("-inf")), axis=1)
     lane = tl.arange(0, 1)
     tl.store(fields_ptr + BEST_SCORE * num_blocks + lane, best)
     tl.store(fields_ptr + BEST_ID * num_blocks + lane, token.to(tl.float32, bitcast=True))
@@ -146,7 +139,7 @@ def _weigh_block(
     fields_ptr, logits, peak, temperature, first, second, num_blocks, NVIDIA: tl.constexpr
 ):
     """Store how many of the block's logits lie above each of two pivots, and their mass."""
-    weights = fast_exp2((logits - peak) * (1 / temperature * LOG2_E)[:, None], NVIDIA)
+    weights = fast_exp2((logits - peak) * column(1 / temperature * LOG2_E, 1), NVIDIA)
     above_first, above_second = logits > first, logits > second
     lane = tl.arange(0, 1)
     count = tl.sum(above_first.to(tl.int32), axis=1)
@@ -219,26 +212,23 @@ def _settle(
     tl.store(state_ptr + WHOLE, whole)
 
 
-@triton.jit(do_not_specialize=["max_rows"])
-def _sample_spread_kernel(
-    logits_ptr, slots_ptr, num_rows_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr,
-    position_ptr, offsets_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, state_ptr, counters_ptr,
-    out_tokens_ptr, out_logprobs_ptr, max_rows, vocab_size, num_blocks,
+@triton.jit
+def draw_spread_rows(
+    logits_ptr, slots_ptr, temperature_ptr, top_k_ptr, top_p_ptr, seed_ptr, position_ptr,
+    offsets_ptr, stop_ids_ptr, min_len_ptr, partials_ptr, state_ptr, counters_ptr,
+    out_tokens_ptr, out_logprobs_ptr, filtered, vocab_size, num_blocks,
     score: tl.constexpr, NUM_STOP_IDS: tl.constexpr, NUM_PARTIALS: tl.constexpr,
     NUM_STATES: tl.constexpr, BLOCK_V: tl.constexpr, BLOCKS: tl.constexpr, CAPACITY: tl.constexpr,
-    NVIDIA: tl.constexpr, PDL: tl.constexpr,
+    NVIDIA: tl.constexpr,
 ):  # fmt: skip
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    """Draw the rows that `leave_row` left, of those that are `filtered` [CAPACITY]; called by all
+    programs of a launch."""
+    grid_barrier(counters_ptr)
     program, programs = tl.program_id(0), tl.num_programs(0)
     lanes = tl.arange(0, CAPACITY)
-    there = lanes < tl.minimum(tl.load(num_rows_ptr), max_rows)
-    modes = tl.load(state_ptr + lanes * NUM_STATES + MODE, mask=there, other=0.0)
+    modes = tl.load(state_ptr + lanes * NUM_STATES + MODE, mask=filtered, other=0.0)
     spread = (modes.to(tl.int32, bitcast=True) != SETTLED).to(tl.int32)
     num_spread = tl.sum(spread, axis=0)
-    if num_spread == 0:
-        return
     # Row lanes[i] is number places[i] of the rows to settle.
     places = tl.where(spread > 0, tl.cumsum(spread, axis=0) - 1, CAPACITY)
     done = num_spread * 0
@@ -258,7 +248,9 @@ def _sample_spread_kernel(
                         logits_ptr + row.to(tl.int64) * vocab_size + ids, mask=ids < vocab_size,
                         other=float("-inf"),
                     )  # fmt: skip
-                    positions = load_positions(position_ptr, offsets_ptr, slot, one, one >= 0)
+                    positions = load_positions(
+                        position_ptr, offsets_ptr, slot, one, one >= 0, False
+                    )
                     too_short = positions < tl.load(min_len_ptr + slot)
                     temperature = tl.load(temperature_ptr + slot)
                     logits = process_logits(raw, ids, slot, too_short, stop_ids_ptr, NUM_STOP_IDS)
@@ -275,7 +267,7 @@ def _sample_spread_kernel(
                             fields_ptr + block, logits, tl.load(row_state_ptr + PEAK), temperature,
                             first, float_of_key(second), num_blocks, NVIDIA,
                         )  # fmt: skip
-            _grid_barrier(counters_ptr)
+            grid_barrier(counters_ptr)
         for place in range(program, num_spread, programs):
             row = tl.sum(tl.where(places == place, lanes, 0), axis=0)
             row_state_ptr = state_ptr + row * NUM_STATES
@@ -289,6 +281,6 @@ def _sample_spread_kernel(
                     logits_ptr + row.to(tl.int64) * vocab_size, count, tl.load(top_p_ptr + slot),
                     num_blocks, vocab_size, BLOCKS,
                 )  # fmt: skip
-        _grid_barrier(counters_ptr)
+        grid_barrier(counters_ptr)
         done = tl.load(counters_ptr + DONE)
         rounds += 1

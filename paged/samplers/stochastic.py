@@ -5,7 +5,7 @@ from paged.samplers.base import ScoreSampler
 
 
 class StochasticSampler(ScoreSampler):
-    """Draws by Gumbel-max; the noise is keyed by (seed, position, token), never by the batch."""
+    """The random numbers of a draw are keyed by (seed, position, token), never by the batch."""
 
     def __init__(self) -> None:
         super().__init__(gumbel_score)

@@ -22,7 +22,7 @@ def cut(request, monkeypatch):
     if request.param == "cut":
 
         def small(rows, vocab_size):
-            return choose_tiles(rows, vocab_size)._replace(block_v=64)
+            return choose_tiles(rows, vocab_size)._replace(edit_v=64)
 
         monkeypatch.setattr(logits_kernels, "choose_tiles", small)
         monkeypatch.setattr(report_kernels, "choose_tiles", small)

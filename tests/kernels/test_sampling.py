@@ -37,9 +37,10 @@ def cut(request, monkeypatch):
     if request.param == "cut":
 
         def choose_tiles(rows, vocab_size):
+            part = triton.next_power_of_2(vocab_size) // 8
             return Tiles(
-                block_v=max(512, triton.next_power_of_2(vocab_size) // 8), block_warps=1,
-                programs=1, ahead=False, strand=16, chunk=16, picked=8, row_warps=1,
+                block_v=max(512, part), block_warps=1, block_registers=0, strand=16, chunk=16,
+                picked=8, spread_v=max(512, 2 * part), edit_v=512,
                 rows=min(triton.next_power_of_2(rows), 64) if interpreted() else 1,
             )  # fmt: skip
 
@@ -59,10 +60,9 @@ def noise_score(logit, gumbel, temperature):
 
 def rows_of(logits, device, **columns):
     """Inputs with row i of `logits` in slot i, columns given as one number or a list; all off."""
-    rows, vocab_size = logits.shape
-    inputs = sample_inputs(device, rows=rows, vocab_size=vocab_size)
+    inputs = sample_inputs(device, rows=logits.shape[0], vocab_size=logits.shape[1])
     inputs["logits"] = logits.float().contiguous().to(device)
-    inputs["slots"] = torch.arange(rows, dtype=torch.int32, device=device)
+    inputs["slots"] = torch.arange(logits.shape[0], dtype=torch.int32, device=device)
     for name, value in (OFF | columns).items():
         inputs[name][:] = torch.as_tensor(value, device=device).to(inputs[name].dtype)
     return inputs

@@ -21,7 +21,9 @@ ROTATE_BYTES = 150e6
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 CASES = {
     "greedy": {"temperature": 0.0},
+    "greedy rows of the stochastic sampler": {"temperature": 0.0},
     "plain": {},
+    "plain, temperature 0.7": {"temperature": 0.7},
     "top-k 50, top-p 0.9": {"top_k": 50, "top_p": 0.9},
     "top-p 0.9": {"top_p": 0.9},
     "min-p 0.05": {"min_p": 0.05},
@@ -60,7 +62,7 @@ def check(rows: int, vocab_size: int, case: str) -> None:
 
 def native(inputs: dict, case: str):
     """The same in torch operations, as vLLM does it without its optional kernels."""
-    if case == "greedy":
+    if case.startswith("greedy"):
         return inputs["logits"].argmax(dim=1)
     logits = inputs["logits"] / 1.0
     setting = OFF | CASES[case]
