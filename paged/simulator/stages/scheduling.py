@@ -25,7 +25,7 @@ from paged.state import Sizes
 
 NEEDED = (
     "status", "num_computed_tokens", "total_len", "num_pages", "cached_len", "idle_hits",
-    "prompt_len", "max_len", "num_forks", "parent", "num_swapped", "num_unsaved",
+    "prompt_len", "max_len", "num_forks", "parent", "num_swapped", "num_unsaved", "admitted",
 )  # fmt: skip
 AT = np.array([COLUMN_NAMES.index(name) for name in NEEDED])
 
@@ -125,6 +125,8 @@ def schedule_rows(
     if waiting is not None or len(slot) > sizes.max_num_seqs or int(demand.sum()) > avail:
         fits = _fits(row, demand, held, running, avail, watermark, static_batch, sizes)
         num_kept = len(slot) if fits.all() else int(fits.argmin())
+        if static_batch and num_running == 0:
+            requests.admitted[slot[:num_kept]] = 1  # the batch, however many steps it takes to join
         victim = _victims(num_kept, demand, held, running, avail, sizes.max_num_seqs)
         eligible = ~victim
         eligible[num_kept:] &= running[num_kept:]
@@ -169,7 +171,7 @@ def _fits(
     fits[sizes.max_num_seqs :] = False
     any_running = bool(running.any())
     if static_batch and any_running:
-        fits &= running | (row["parent"] > 0)
+        fits &= running | (row["parent"] > 0) | (row["admitted"] > 0)
     if len(fits) and (running[0] or not any_running):
         fits[0] = True
     return fits
