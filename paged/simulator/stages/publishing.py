@@ -39,9 +39,13 @@ def _newest(
     at = any_of_ways(match).nonzero()[0]
     if len(at) == 0:
         return found
-    candidate = np.where(match[at], there[at], -1)
-    serial = np.where(candidate >= 0, pool.serial[candidate], 0)
-    newest = candidate[np.arange(len(at)), serial.argmax(axis=1)]
+    match = match[at]
+    if np.count_nonzero(match) == len(at):
+        newest = there[at, match.argmax(axis=1)]
+    else:
+        candidate = np.where(match, there[at], -1)
+        serial = np.where(candidate >= 0, pool.serial[candidate], 0)
+        newest = candidate[np.arange(len(at)), serial.argmax(axis=1)]
     same = (pool.page_tokens[newest] == _tokens(requests, slot[at], page[at], page_size)).all(1)
     found[at] = np.where(same, newest, -1)
     return found
