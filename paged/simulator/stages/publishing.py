@@ -114,7 +114,8 @@ def publish_pages(requests: Any, pool: Any, plan: Any, sizes: Sizes) -> np.ndarr
     if not done.all():
         done = leading(done, index)
     enters = done & ~known
-    requests.canonical[row[done], page[done]] = np.where(known, found, own)[done]
+    settled_page = np.where(known, found, own) if known.any() else own
+    requests.canonical[row[done], page[done]] = settled_page[done]
 
     base = step * sizes.num_slots * sizes.max_pages_per_seq + 1
     follows = np.zeros(len(index), bool)  # the page in front entered just now
