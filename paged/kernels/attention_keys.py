@@ -35,11 +35,17 @@ def attend_keys(
     is_dim = dim < HEAD_DIM
     ones_shape: tl.constexpr = [PAIRS, BLOCK_N, 16] if PAIRS > 1 else [BLOCK_N, 16]
     ones = tl.full(ones_shape, 1.0, v_ptr.dtype.element_ty)
+    next_page = 0
+    if PAIRS == 1 and PAGE_SIZE >= BLOCK_N:
+        next_page = tl.load(pages_ptr + start // PAGE_SIZE, mask=start < end, other=0)
     for tile_start in range(start, end, BLOCK_N):
         key = tile_start + lane
         is_key = (key >= kv_start) & (key < kv_end)
         if PAIRS == 1 and PAGE_SIZE >= BLOCK_N:
-            page = tl.load(pages_ptr + tile_start // PAGE_SIZE).to(tl.int64)
+            # A tile ahead, so that the loads of keys do not wait for it
+            page = next_page.to(tl.int64)
+            after = tile_start + BLOCK_N
+            next_page = tl.load(pages_ptr + after // PAGE_SIZE, mask=after < end, other=0)
             page_offset = page * PAGE_STRIDE + tile_start % PAGE_SIZE * HEAD_DIM
             offsets = tl.expand_dims(lane * HEAD_DIM, -1) + dim
             k_ptrs, v_ptrs = k_ptr + page_offset + offsets, v_ptr + page_offset + offsets
