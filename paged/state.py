@@ -263,6 +263,7 @@ class StepPlan:
         self.sampled_tokens = ints(samples)
         self.sampled_logprobs = torch.zeros(samples, dtype=torch.float32, device=device)
         self.beams = False  # whether the stages of this step look for beams
+        self.inputs = True  # whether there is a model, which reads the inputs
         width = col.MAX_BEAM_WIDTH.value + col.NUM_STOP_IDS.value
         self.beam_tokens = ints(samples, width)  # candidates of each sampled row that is a beam
         self.beam_logprobs = torch.zeros(samples, width, dtype=torch.float32, device=device)
