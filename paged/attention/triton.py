@@ -14,6 +14,7 @@ from paged.kernels.paged_attention import paged_attention
 
 MANY = 2**31 - 1
 SHORT_ROWS = 16  # query rows of a decode's tile: the least a tensor core multiplies
+SHORT_TOKENS = 32  # query tokens of a sequence: more tall tiles for fewer would mostly be empty
 SHORT_CAPACITY = 256  # tokens of a step
 WORKSPACE_ROWS = 4096  # 64 MiB with 32 heads of 128; a row is one split of one token
 SPREAD_PROGRAMS = 512  # that the splits of a launch of short tiles should fill
@@ -124,10 +125,8 @@ class TritonAttention(Attention):
         capacity, max_num_seqs = meta.max_num_tokens, meta.seq_lens.shape[0]
         short = max(1, SHORT_ROWS // group)
         is_mixed = capacity > self.short_capacity
-        most = short if is_mixed else MANY
+        most = max(short, SHORT_TOKENS) if is_mixed else MANY
         tiles = max_attention_tiles(capacity, max_num_seqs, short)
-        if is_mixed:
-            tiles = min(tiles, max_num_seqs)  # one a sequence
         spread = num_rows = 0
         if meta.max_seq_len > self.split_size and self.workspace_rows:
             num_rows = self.workspace_rows
@@ -135,11 +134,11 @@ class TritonAttention(Attention):
         cuts = [Cut(short, 1, most, tiles + spread, num_rows, spread, self.split_size)]
         if is_mixed:
             tall = max(1, tall_rows(dtype, spec.head_dim) // group)
-            tiles = capacity // tall + min(max_num_seqs, capacity // (short + 1))
+            tiles = capacity // tall + min(max_num_seqs, capacity // (most + 1))
             split_size = self.split_size
             if self.numerics == "fast":
                 split_size = max(split_size, next_power_of_2(meta.max_seq_len))
-            cuts.append(Cut(tall, short + 1, MANY, tiles, 0, 0, split_size))
+            cuts.append(Cut(tall, most + 1, MANY, tiles, 0, 0, split_size))
         return cuts
 
     def _cut(self, meta: AttentionMeta, cut: Cut, sliding_window: int | None) -> torch.Tensor:

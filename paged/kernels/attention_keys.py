@@ -30,6 +30,7 @@ def attend_keys(
     split where it ends; m_split [BLOCK_M], l_split [BLOCK_M, 16] (equal columns) and acc_split of
     the current one. Not MASKED: every row sees every key of the range.
     """
+    TALL: tl.constexpr = q.shape[-2] >= 64
     lane = tl.arange(0, BLOCK_N)
     dim = tl.arange(0, BLOCK_D)
     is_dim = dim < HEAD_DIM
@@ -86,8 +87,12 @@ def attend_keys(
         rescale = tl.expand_dims(tl.exp2(m_split - shift), -1)
         # both before the first product: between two in flight, ptxas would make them wait in turn
         l_split, acc_split = l_split * rescale, acc_split * rescale
-        acc_split = tl.dot(p, v, acc_split, input_precision="ieee")
-        l_split = tl.dot(p, ones, l_split, input_precision="ieee")
+        if TALL:
+            acc_split = tl.dot(p, v, acc_split, input_precision="ieee")
+            l_split = tl.dot(p, ones, l_split, input_precision="ieee")
+        else:  # this order takes 168 registers in a short tile, the other 255 and scratch
+            l_split = tl.dot(p, ones, l_split, input_precision="ieee")
+            acc_split = tl.dot(p, v, acc_split, input_precision="ieee")
         m_split = m_new
         if FOLD:
             ends = (tile_start + BLOCK_N) % SPLIT_SIZE == 0

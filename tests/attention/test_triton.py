@@ -25,7 +25,9 @@ def test_parallel_splits_match_the_reference(name, device, dtype):
     assert_close(case.run(attention), case.run(ReferenceAttention()))
 
 
-@pytest.mark.parametrize("name", ["ragged", "empty", "chunk_of_long_context", "mha_wide"])
+@pytest.mark.parametrize(
+    "name", ["ragged", "empty", "chunk_of_long_context", "mha_wide", "sliding_window_long"]
+)
 def test_short_and_tall_tiles_share_a_step(name, device, dtype):
     attention = TritonAttention(split_size=128, workspace_rows=256, short_capacity=0)
     case = attention_case(**ATTENTION_CASES[name], device=device, dtype=dtype)
