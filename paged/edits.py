@@ -1,6 +1,6 @@
 """From sampling parameters to the words by which the device changes a request's logits."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -95,9 +95,8 @@ def _put_bad_words(words: np.ndarray, bad_words: Sequence, vocab_size: int) -> N
         line[-len(tokens) :] = tokens
 
 
-def _check_ids(name: str, token_ids: Iterable[int], vocab_size: int) -> None:
-    for token in token_ids:
-        if not 0 <= token < vocab_size:
-            raise ValueError(
-                f"{name} must be token ids in [0, {vocab_size}), the vocabulary, got {token}"
-            )
+def _check_ids(name: str, token_ids: Collection[int], vocab_size: int) -> None:
+    if len(token_ids) == 0 or (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        return
+    wrong = next(token for token in token_ids if not 0 <= token < vocab_size)
+    raise ValueError(f"{name} must be token ids in [0, {vocab_size}), the vocabulary, got {wrong}")

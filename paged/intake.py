@@ -215,21 +215,23 @@ class Limits:
         ticket: int,
     ) -> LiveRequest:
         """The request's first output, ready to queue with its group. Raises ValueError if it could
-        never be served."""
-        if isinstance(prompt_token_ids, np.ndarray):
-            ids = prompt_token_ids.tolist()
-        else:
-            ids = list(map(int, prompt_token_ids))
+        never be served. An array of ids stays one in the output: for whoever has very many."""
+        ids: Any = prompt_token_ids
+        if not isinstance(ids, np.ndarray):
+            ids = list(map(int, ids))
         longest = self.sizes.max_model_len
         ids = ids[len(ids) - params.keep_of_prompt(len(ids), longest) :]
-        if not ids:
+        if not len(ids):
             raise ValueError("prompt must hold at least one token, got none")
         if len(ids) >= longest:
             raise ValueError(
                 f"prompt must be shorter than max_model_len ({longest}) to leave room for output, "
                 f"got {len(ids)} tokens"
             )
-        if min(ids) < 0 or max(ids) >= self.vocab_size:
+        least, most = np.min, np.max
+        if not isinstance(ids, np.ndarray):
+            least, most = min, max
+        if least(ids) < 0 or most(ids) >= self.vocab_size:
             wrong = next(token for token in ids if not 0 <= token < self.vocab_size)
             raise ValueError(
                 f"prompt token ids must be in [0, {self.vocab_size}), the vocabulary, got {wrong}"

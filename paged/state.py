@@ -183,11 +183,12 @@ class PagePool:
         self.table_hash = ints(entries, dtype=torch.int64)
         self.table_page = ints(entries, value=-1)
         self.claims = ints(self.num_buckets, dtype=torch.int64)
-        # Scratch of an eviction: scores, sort keys, a histogram a pass, counts a block of pages.
+        # Scratch of an eviction: scores, a histogram a pass that it leaves at 0, counts a program,
+        # and its barrier's arrivals.
         self.score = ints(pages)
-        self.evict_key = ints(pages, dtype=torch.int64)
         self.evict_histogram = ints(6, 256)
         self.evict_counts = ints(2 * (pages + 1))
+        self.evict_arrivals = ints(1, dtype=torch.int64)
 
     def num_free(self) -> int:
         """Pages in the free ring (reads the device)."""
@@ -262,6 +263,7 @@ class StepPlan:
         self.sampled_tokens = ints(samples)
         self.sampled_logprobs = torch.zeros(samples, dtype=torch.float32, device=device)
         self.beams = False  # whether the stages of this step look for beams
+        self.inputs = True  # whether there is a model, which reads the inputs
         width = col.MAX_BEAM_WIDTH.value + col.NUM_STOP_IDS.value
         self.beam_tokens = ints(samples, width)  # candidates of each sampled row that is a beam
         self.beam_logprobs = torch.zeros(samples, width, dtype=torch.float32, device=device)

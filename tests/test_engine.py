@@ -70,6 +70,21 @@ def test_static_batch_runs_to_completion(device):
     assert admitted == [2, 2, 2]
 
 
+def test_static_batch_takes_as_many_steps_to_join_as_its_prompts_need(device):
+    engine = oracle_engine(device, max_num_seqs=4, static_batch=True, max_num_batched_tokens=32)
+    for _ in range(9):
+        engine.submit([1] * 40, SamplingParams(max_tokens=5, ignore_eos=True))
+    admitted, running = [], []
+    engine.on_step = lambda stats: (
+        admitted.append(stats.num_admitted), running.append(stats.num_running)
+    )  # fmt: skip
+    run_to_end(engine)
+    ends = [n for n in range(1, len(running)) if running[n] == 0]
+    starts = [0, *(n + 1 for n in ends[:-1])]
+    batches = [sum(admitted[a : b + 1]) for a, b in zip(starts, ends)]
+    assert batches == [4, 4, 1]
+
+
 def test_priority_preempts_the_running(device):
     engine = oracle_engine(device, num_pages=12, max_model_len=176, rank=priority, preemptive=True)
     low = engine.submit([1] * 60, SamplingParams(max_tokens=80, priority=5))

@@ -2,19 +2,23 @@
 
     python experiments/simulator/measure.py --requests 4000 --slots 256
     python experiments/simulator/measure.py --requests 500 --policies fcfs vtc --no-device
+    python experiments/simulator/measure.py --requests 2000 --profile
 
 Requests of the lengths of the Azure conversation trace, faster than they can be served, so that all
 slots are taken. Seconds of the host are of its process, so that other work on the machine does not
 count. Where there is a GPU, the same run there, in CUDA graphs: its seconds are of the wall clock,
-without the preparation, and every record of both runs is compared.
+without the preparation, and every record of both runs is compared. With --profile the run on the
+GPU is timed launch by launch, which slows it.
 """
 
 import argparse
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from paged.build import locate
 from paged.eviction.base import ScoreEviction
@@ -99,6 +103,14 @@ def on_the_device(requests: list[Arrival], parts: dict[str, Any]) -> tuple[list,
     return steps, by_number(results.records), seconds
 
 
+def print_launches(timing: profile, num_steps: int) -> None:
+    """What each kernel takes of a step, the slowest first."""
+    launches = sorted(timing.key_averages(), key=lambda one: -one.self_device_time_total)
+    for launch in (one for one in launches if one.self_device_time_total > 0):
+        times, total = launch.count / num_steps, launch.self_device_time_total / num_steps
+        print(f"    {total:7.2f} us a step in {times:5.2f} launches: {launch.key[:60]}")
+
+
 def by_number(records: list[dict]) -> list[dict]:
     return sorted(records, key=lambda record: int(record["request_id"]))
 
@@ -110,6 +122,7 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=20480)
     parser.add_argument("--policies", nargs="+", default=["fcfs"])
     parser.add_argument("--no-device", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     requests = trace(args.requests)
     for policy in args.policies:
@@ -121,10 +134,13 @@ def main() -> None:
         print(f"  host: {len(steps) / seconds:.0f} steps a second of its process")
         if args.no_device or interpreted() or not torch.cuda.is_available():
             continue
-        again, theirs, seconds = on_the_device(
-            requests, parts(policy, requests, args.slots, args.pages)
-        )
+        again_parts = parts(policy, requests, args.slots, args.pages)
+        timing = profile(activities=[ProfilerActivity.CUDA])
+        with timing if args.profile else contextlib.nullcontext():
+            again, theirs, seconds = on_the_device(requests, again_parts)
         print(f"  {torch.cuda.get_device_name()}: {len(again) / seconds:.0f} steps a second")
+        if args.profile:
+            print_launches(timing, len(again))
         same = next((n for n, pair in enumerate(zip(steps, again)) if pair[0] != pair[1]), None)
         if same is not None:
             raise SystemExit(f"  step {same} differs: {steps[same]} {again[same]}")

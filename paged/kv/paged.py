@@ -26,7 +26,7 @@ from paged.state import RUNNING, WAITING, PagePool, RequestTable, StepPlan, chec
 from paged.testing.invariants import check_state
 
 HEAD_TAIL_CACHED = [HEAD.value, TAIL.value, NUM_CACHED.value]
-COMPUTED_HELD_LONGEST = np.array([[NUM_COMPUTED.value], [NUM_PAGES.value], [MAX_LEN.value]])
+ROWS_OF_MEMORY = [NUM_COMPUTED.value, NUM_PAGES.value, MAX_LEN.value, NUM_DROPPED.value]
 
 
 class PagedKV(KVManager):
@@ -132,11 +132,10 @@ class PagedKV(KVManager):
         columns = requests.columns.cpu().numpy()  # of the simulator's table no copy
         status = columns[STATUS.value]
         running = (status == RUNNING).nonzero()[0]
-        computed, held, longest = columns[COMPUTED_HELD_LONGEST, running]
+        computed, held, longest, dropped = columns[ROWS_OF_MEMORY].take(running, axis=1)
         if ends is not None:
             longest = ends.numpy()[running]
-        held = held + columns[NUM_DROPPED.value, running]
-        unused = held * size - computed
+        unused = (held + dropped) * size - computed
         reserved = int(np.minimum(unused, np.maximum(longest - computed, 0)).sum())
         beyond = int(unused.sum())
         counters = self.pool.counters if counters is None else counters

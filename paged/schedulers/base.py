@@ -42,7 +42,7 @@ class RankScheduler(Scheduler):
         victim: who gives way when running rows run short of pages, "last_admitted",
             "lowest_priority" or "least_computed"; None takes the last by `rank`. Where the order
             is preemptive, it decides this too.
-        static_batch: admit only when nothing runs (a batch runs to completion).
+        static_batch: choose a batch when nothing runs, all that fits; it runs to completion.
         preemption: "recompute" drops the keys and values of who gives way; "swap" keeps them in
             `kv.num_host_pages` of host memory, as far as they have room.
     """

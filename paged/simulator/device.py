@@ -73,6 +73,7 @@ class DeviceSimulation:
         self.requests = RequestTable(sizes, device)
         self.pool = kv.allocate(self.requests, device)
         self.plan = StepPlan(sizes, device)
+        self.plan.inputs = False
         rings = Mailbox(sizes, torch.device("cpu"))  # as an engine has them, but on the device
         self.room = rings.prompt_capacity
         self.events = Events(rings.events.words.to(device))

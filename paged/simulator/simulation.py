@@ -116,11 +116,8 @@ def _submit(engine: TimedEngine, arrival: Arrival, refuse: Callable[[Arrival, st
     try:
         tokens, answer = arrival.tokens()
         prompt: Any = tokens  # an array is taken as it is
-        live = engine.submit_at(
+        engine.submit_at(
             arrival.time, prompt, arrival.params(answer), request_id=str(arrival.number)
         )
     except ValueError as error:
         refuse(arrival, str(error))
-        return
-    # A long trace would keep every prompt as a list of Python's ints.
-    live.output.prompt_token_ids = live.prompt_ids  # type: ignore[assignment]

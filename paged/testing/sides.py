@@ -181,7 +181,7 @@ class ReferenceSide(Side):
         evict_ref(self.pool, low_water)
 
 
-SCRATCH = {"evict_key", "evict_histogram", "evict_counts"}
+SCRATCH = {"score", "evict_counts", "evict_arrivals"}
 APPROXIMATE = {"beam_finished"}  # of exp2, log2 and a division, whose last bits are the hardware's
 
 

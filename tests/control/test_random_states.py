@@ -7,7 +7,6 @@ import torch
 import triton
 
 from paged.kernels.control import columns as col
-from paged.kernels.control import evict as evict_module
 from paged.kernels.control.drafts import grant_drafts, grant_drafts_ref
 from paged.kernels.control.evict import evict, evict_ref
 from paged.kernels.control.order import order, order_ref
@@ -120,9 +119,8 @@ def random_pool(pool: PagePool, rng: random.Random, num_cached: int, num_held: i
 
 
 @pytest.mark.parametrize("wanted", ["nothing", "one", "half", "shortfall", "all"])
-@pytest.mark.parametrize("num_pages", [12, 2500])
-def test_evict(device, monkeypatch, num_pages, wanted):
-    monkeypatch.setattr(evict_module, "interpreted", lambda: False)  # blocks of 1,024 pages
+@pytest.mark.parametrize("num_pages", [12, 2500, pytest.param(9000, marks=pytest.mark.slow)])
+def test_evict(device, num_pages, wanted):
     rng = random.Random(num_pages)
     sizes = Sizes(
         num_slots=2, max_num_seqs=2, max_num_batched_tokens=16, max_model_len=64, page_size=16,
@@ -141,6 +139,7 @@ def test_evict(device, monkeypatch, num_pages, wanted):
         pool.counters[col.SHORTFALL.value] = 3 if wanted == "shortfall" else 0
     evict(side.pool, low_water)
     evict_ref(reference.pool, low_water)
+    assert not side.pool.evict_histogram.any(), "the next eviction would count on"
     assert_same_state(side, reference, "evict", 0)
     evicted = reference.pool.num_free() - free
     expected = {"nothing": 0, "one": 1, "half": num_pages // 4, "shortfall": 3}

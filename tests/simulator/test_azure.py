@@ -1,6 +1,7 @@
 """Two thousand requests of a real trace under eight policies: what a researcher runs first."""
 
 import multiprocessing
+import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 
@@ -41,7 +42,6 @@ def requests(count: int) -> list:
 
 
 def simulated(name: str, count: int) -> dict:
-    began = time.process_time()
     order, eviction, knobs = POLICIES[name]
     items = requests(count)
     rank = locate("scheduler", f"paged.schedulers.{order}.rank")
@@ -64,7 +64,7 @@ def simulated(name: str, count: int) -> dict:
         assert len(live.token_ids) == items[int(live.output.request_id)].output_len
         results.request(live)
     engine.kv.check(engine.requests)
-    return results.summary() | {"process_seconds": time.process_time() - began}
+    return results.summary() | {"process": os.getpid(), "process_seconds": time.process_time()}
 
 
 def test_two_hundred_requests_in_order_and_shortest_first():
@@ -76,13 +76,17 @@ def test_two_hundred_requests_in_order_and_shortest_first():
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_thousand_requests_under_eight_policies():
-    """Within 3 minutes on two cores; of the processes' own time, whatever else the machine does."""
+    """Within 3 minutes on two cores: of either process's own time from its start to its last
+    policy's end, which is the wall clock's on a machine that does nothing else."""
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         runs = dict(zip(POLICIES, pool.map(simulated, POLICIES, [2000] * len(POLICIES))))
     for name, summary in runs.items():
         assert summary["requests"] == 2000, name
-        print(f"{name}: {summary['steps']} steps, {summary['steps_per_s']:.0f} a second")
-    assert sum(summary["process_seconds"] for summary in runs.values()) < 2 * 180
+        print(
+            f"{name}: {summary['steps']} steps, process {summary['process']} took "
+            f"{summary['process_seconds']:.0f} s until its end"
+        )
+    assert max(summary["process_seconds"] for summary in runs.values()) < 180
     assert len({summary["output_tokens"] for summary in runs.values()}) == 1
     assert runs["sjf"]["e2e_mean"] < runs["fcfs"]["e2e_mean"]
     assert runs["static batch"]["mean_batch_size"] < runs["fcfs"]["mean_batch_size"]

@@ -12,7 +12,7 @@ import triton.language as tl
 STATUS = tl.constexpr(0)  # FREE, WAITING, RUNNING, FINISHED, PREEMPTED or FORKING
 ARRIVAL = tl.constexpr(1)  # ticket of submission: unique, increasing
 ARRIVAL_MS = tl.constexpr(2)  # engine clock at submission
-ADMITTED = tl.constexpr(3)  # ticket of the last admission
+ADMITTED = tl.constexpr(3)  # ticket of the last admission; 0 = no batch has had the row yet
 PRIORITY = tl.constexpr(4)  # smaller is served first
 CLIENT = tl.constexpr(5)  # tenant, for fair policies
 PROMPT_LEN = tl.constexpr(6)

@@ -10,9 +10,13 @@ deepest first, so that a chain is cut from its end; then by page id. A page whos
 can no longer be found by anyone and goes before all others.
 
 Exact selection of the k smallest by radix select over a 48-bit key (score 32, depth 16), 8 bits a
-pass: a histogram (many programs, integer atomics that commute) and a narrowing of the digit, which
-every program of the next pass repeats for itself. Two last launches count and write, so pages
-return in page order and every run of the same commands does the same.
+pass: a histogram over all pages (integer atomics that commute), and a narrowing of the digit, which
+every program repeats for itself. Then pages are counted and written in page order, so every run of
+the same commands does the same.
+
+One launch, grid [programs], all on the device at once: a tile of pages each, whose keys stay in
+registers; phases are separated by a barrier over the grid. A launch that finds k = 0 returns at
+once, so that a graph of steps (drive.py) can have one in each. Everything contiguous.
 """
 
 import triton
@@ -29,43 +33,14 @@ from paged.kernels.control.columns import (
 )  # fmt: skip
 from paged.kernels.control.stage import stage
 from paged.kernels.launch import interpreted
+from paged.kernels.linear_persistent import multiprocessors
 
 RADIX_BITS = tl.constexpr(8)
 RADIX = tl.constexpr(256)  # 1 << RADIX_BITS
 KEY_BITS = tl.constexpr(48)
-NUM_PASSES = KEY_BITS.value // RADIX_BITS.value
+NUM_PASSES = tl.constexpr(KEY_BITS.value // RADIX_BITS.value)
 NOT_CACHED = tl.constexpr(1 << 48)  # above every key
-
-
-@triton.jit(do_not_specialize=["num_pages"])
-def _score_kernel(
-    counters, ref_count, last_used, hits, born, depth, parent, parent_serial, serial, score, key,
-    args,
-    SCORE: tl.constexpr, num_pages, BLOCK: tl.constexpr,
-):  # fmt: skip
-    page = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = page < num_pages
-    held = tl.load(ref_count + page, mask=live, other=1)
-    own = tl.load(serial + page, mask=live, other=0)
-    cached = live & (held == 0) & (own > 0)
-    level = tl.load(depth + page, mask=live, other=0)
-    view = Page(
-        last_used=tl.load(last_used + page, mask=live, other=0),
-        hits=tl.load(hits + page, mask=live, other=0),
-        born=tl.load(born + page, mask=live, other=0),
-        depth=level,
-    )
-    if SCORE is None:
-        value = tl.load(score + page, mask=live, other=0)
-    else:
-        value = (SCORE(view, load_now(counters), *args) + tl.zeros_like(page)).to(tl.int32)
-        tl.store(score + page, value, mask=live)
-    above = tl.load(parent + page, mask=cached, other=-1)
-    above_serial = tl.load(serial + above, mask=cached & (above >= 0), other=0)
-    orphan = cached & (above_serial != tl.load(parent_serial + page, mask=cached, other=0))
-    rank = tl.where(orphan, 0, value.to(tl.int64) + 2147483648)
-    word = (rank << 16) | (65535 - tl.minimum(level, 65535)).to(tl.int64)
-    tl.store(key + page, tl.where(cached, word, NOT_CACHED), mask=live)
+PAGES = 1024  # of a program, if the device has room for so many programs
 
 
 @triton.jit
@@ -77,121 +52,127 @@ def _num_evicted(counters, low_water):
 
 
 @triton.jit
-def _narrow(counters, histogram, low_water, passes):
-    """Key prefix that the first `passes` passes fixed, and how many of its pages are wanted.
-
-    `passes` is a run-time value, so that one compiled histogram kernel serves every pass.
-    """
-    remaining = _num_evicted(counters, low_water)
-    prefix = tl.zeros((), dtype=tl.int64)
-    digit = tl.arange(0, RADIX)
-    for done in range(passes):
-        count = tl.load(histogram + done * RADIX + digit).to(tl.int64)
-        below = tl.cumsum(count, axis=0)
-        # The digit of the last page wanted: the first whose inclusive count reaches `remaining`.
-        chosen = tl.sum((below < remaining).to(tl.int64), axis=0)
-        remaining -= tl.sum(tl.where(digit < chosen, count, 0), axis=0)
-        prefix = (prefix << RADIX_BITS) | chosen
-    return prefix, remaining
-
-
-@triton.jit(do_not_specialize=["low_water", "passes", "num_pages"])
-def _histogram_kernel(
-    counters, key, histogram, low_water, passes,
-    num_pages, BLOCK: tl.constexpr,
+def _load_keys(
+    counters, ref_count, last_used, hits, born, depth, parent, parent_serial, serial, score, args,
+    page, live, SCORE: tl.constexpr,
 ):  # fmt: skip
-    prefix, remaining = _narrow(counters, histogram, low_water, passes)
-    if remaining == 0:
-        return
-    page = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    word = tl.load(key + page, mask=page < num_pages, other=NOT_CACHED)
-    shift = KEY_BITS - (passes + 1) * RADIX_BITS
-    counts = (word < NOT_CACHED) & ((word >> (shift + RADIX_BITS)) == prefix)
-    digit = ((word >> shift) & (RADIX - 1)).to(tl.int32)
-    tl.atomic_add(histogram + passes * RADIX + digit, 1, mask=counts)
+    """Sort keys of pages, int64, the first to go the smallest."""
+    held = tl.load(ref_count + page, mask=live, other=1)
+    own = tl.load(serial + page, mask=live, other=0)
+    cached = live & (held == 0) & (own > 0)
+    level = tl.load(depth + page, mask=live, other=0)
+    if SCORE is None:
+        value = tl.load(score + page, mask=live, other=0)
+    else:
+        view = Page(
+            last_used=tl.load(last_used + page, mask=live, other=0),
+            hits=tl.load(hits + page, mask=live, other=0),
+            born=tl.load(born + page, mask=live, other=0),
+            depth=level,
+        )
+        value = (SCORE(view, load_now(counters), *args) + tl.zeros_like(page)).to(tl.int32)
+    above = tl.load(parent + page, mask=cached, other=-1)
+    above_serial = tl.load(serial + above, mask=cached & (above >= 0), other=0)
+    orphan = cached & (above_serial != tl.load(parent_serial + page, mask=cached, other=0))
+    rank = tl.where(orphan, 0, value.to(tl.int64) + 2147483648)
+    word = (rank << 16) | (65535 - tl.minimum(level, 65535)).to(tl.int64)
+    return tl.where(cached, word, NOT_CACHED)
 
 
-@triton.jit(do_not_specialize=["low_water", "passes", "num_pages"])
-def _count_kernel(
-    counters, key, histogram, block_counts, low_water, passes,
-    num_pages, BLOCK: tl.constexpr,
-):  # fmt: skip
-    threshold, _ = _narrow(counters, histogram, low_water, passes)
-    page = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    word = tl.load(key + page, mask=page < num_pages, other=NOT_CACHED)
-    at = block_counts + tl.program_id(0) * 2
-    tl.store(at, tl.sum((word < threshold).to(tl.int32), axis=0))
-    tl.store(at + 1, tl.sum((word == threshold).to(tl.int32), axis=0))
+@triton.jit
+def _grid_barrier(arrivals):
+    """Waits for all programs; what they stored before can be read after. `arrivals` counts those
+    of every launch, whose programs are always as many."""
+    programs = tl.num_programs(0)
+    tl.debug_barrier()
+    before = tl.atomic_add(arrivals, 1, sem="acq_rel", scope="gpu")
+    needed = (before // programs + 1) * programs
+    arrived = before + 1
+    while arrived < needed:
+        arrived = tl.atomic_add(arrivals, 0, sem="acq_rel", scope="gpu")
+    tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=["low_water", "passes", "num_pages"])
-def _collect_kernel(
-    counters, key, histogram, block_counts, free_ring, serial, entry_of, table_page, table_hash,
-    low_water, passes,
-    num_pages, RING: tl.constexpr, BLOCK: tl.constexpr,
-    NUM_BLOCKS: tl.constexpr,
+@triton.jit(do_not_specialize=["low_water", "num_pages"])
+def _evict_kernel(
+    counters, ref_count, last_used, hits, born, depth, parent, parent_serial, serial, score,
+    histogram, tile_counts, arrivals, free_ring, entry_of, table_page, table_hash, args,
+    low_water, num_pages,
+    SCORE: tl.constexpr, RING: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     total = _num_evicted(counters, low_water)
     if total == 0:
+        tl.store(counters + SHORTFALL, tl.zeros((), tl.int64))
         return
-    threshold, ties = _narrow(counters, histogram, low_water, passes)
-    block = tl.arange(0, NUM_BLOCKS)
-    earlier = block < tl.program_id(0)
-    below_before = tl.sum(tl.load(block_counts + block * 2, mask=earlier, other=0), axis=0)
-    equal_before = tl.sum(tl.load(block_counts + block * 2 + 1, mask=earlier, other=0), axis=0)
+    tail, num_cached = tl.load(counters + TAIL), tl.load(counters + NUM_CACHED)
     page = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    word = tl.load(key + page, mask=page < num_pages, other=NOT_CACHED)
-    equal = (word == threshold).to(tl.int64)
-    taken_equal = (equal != 0) & (equal_before + tl.cumsum(equal, axis=0) <= ties)
-    taken = ((word < threshold) | taken_equal).to(tl.int64)
-    before = below_before + tl.minimum(equal_before.to(tl.int64), ties)
-    at = tl.load(counters + TAIL) + before + tl.cumsum(taken, axis=0) - taken
+    key = _load_keys(
+        counters, ref_count, last_used, hits, born, depth, parent, parent_serial, serial, score,
+        args, page, page < num_pages, SCORE,
+    )  # fmt: skip
+    # The key prefix that the passes have fixed, and how many of its pages are wanted.
+    threshold, ties = tl.zeros((), tl.int64), total
+    lane = tl.arange(0, RADIX)
+    for done in range(NUM_PASSES):
+        shift = KEY_BITS - (done + 1) * RADIX_BITS
+        counts = (key < NOT_CACHED) & ((key >> (shift + RADIX_BITS)) == threshold)
+        digit = ((key >> shift) & (RADIX - 1)).to(tl.int32)
+        of_tile = tl.histogram(digit, RADIX, mask=counts)
+        tl.atomic_add(histogram + done * RADIX + lane, of_tile, mask=of_tile > 0)
+        _grid_barrier(arrivals)
+        count = tl.load(histogram + done * RADIX + lane, cache_modifier=".cg").to(tl.int64)
+        # The digit of the last page wanted: the first whose inclusive count reaches `ties`.
+        chosen = tl.sum((tl.cumsum(count, axis=0) < ties).to(tl.int64), axis=0)
+        ties -= tl.sum(tl.where(lane < chosen, count, 0), axis=0)
+        threshold = (threshold << RADIX_BITS) | chosen
+
+    below = (key < threshold).to(tl.int32)
+    equal = (key == threshold).to(tl.int32)
+    tl.store(tile_counts + tl.program_id(0) * 2, tl.sum(below, axis=0))
+    tl.store(tile_counts + tl.program_id(0) * 2 + 1, tl.sum(equal, axis=0))
+    _grid_barrier(arrivals)
+    tile = tl.arange(0, PROGRAMS)
+    earlier = tile < tl.program_id(0)
+    below_before = tl.load(tile_counts + tile * 2, mask=earlier, other=0, cache_modifier=".cg")
+    equal_before = tl.load(tile_counts + tile * 2 + 1, mask=earlier, other=0, cache_modifier=".cg")
+    num_below, num_equal = tl.sum(below_before, axis=0), tl.sum(equal_before, axis=0)
+    taken_equal = (equal != 0) & (num_equal + tl.cumsum(equal, axis=0) <= ties)
+    taken = ((below != 0) | taken_equal).to(tl.int32)
+    before = num_below + tl.minimum(num_equal.to(tl.int64), ties)
+    at = tail + before + tl.cumsum(taken, axis=0) - taken
     tl.store(free_ring + at % RING, page, mask=taken != 0)
     entry = tl.load(entry_of + page, mask=taken != 0, other=0)
     tl.store(table_page + entry, -1, mask=taken != 0)
     tl.store(table_hash + entry, 0, mask=taken != 0)
     tl.store(entry_of + page, -1, mask=taken != 0)
     tl.store(serial + page, 0, mask=taken != 0)
-
-
-@triton.jit(do_not_specialize=["low_water"])
-def _settle_kernel(counters, low_water):
-    total = _num_evicted(counters, low_water)
-    tail, cached = tl.load(counters + TAIL), tl.load(counters + NUM_CACHED)
-    tl.store(counters + TAIL, tail + total)
-    tl.store(counters + NUM_CACHED, cached - total)
-    tl.store(counters + SHORTFALL, tl.zeros((), dtype=tl.int64))
+    if tl.program_id(0) == 0:  # all programs have read these, before the last barrier
+        tl.store(counters + TAIL, tail + total)
+        tl.store(counters + NUM_CACHED, num_cached - total)
+        tl.store(counters + SHORTFALL, tl.zeros((), tl.int64))
+        for cleared in range(NUM_PASSES):
+            tl.store(histogram + cleared * RADIX + lane, 0)
 
 
 @stage
 def evict(pool, low_water: int, score=None, args: tuple = ()) -> None:
     """Return cached pages to the free ring until `low_water` are free and no shortfall is left.
 
-    `score` is a Triton function, or None to use the scores in `pool.score` [N]; with a function,
-    the scores it gave are stored there.
+    `score` is a Triton function, or None to use the scores in `pool.score` [N].
     """
     pages = pool.sizes.num_pages
-    block = triton.next_power_of_2(pages) if interpreted() else 1024
-    grid = (triton.cdiv(pages, block),)
-    scratch = (pool.counters, pool.evict_key, pool.evict_histogram)
-    pool.evict_histogram.zero_()
-    _score_kernel[grid](
+    # Programs of an interpreter run one after another: there is but one, and no barrier waits.
+    most = 1 if interpreted() else multiprocessors(pool.counters.device)
+    programs = min(triton.cdiv(pages, PAGES), most)
+    block = triton.next_power_of_2(triton.cdiv(pages, programs))
+    _evict_kernel[(programs,)](
         pool.counters, pool.ref_count, pool.last_used, pool.hits, pool.born, pool.depth,
-        pool.parent, pool.parent_serial, pool.serial, pool.score, pool.evict_key, args,
-        SCORE=score, num_pages=pages, BLOCK=block,
+        pool.parent, pool.parent_serial, pool.serial, pool.score, pool.evict_histogram,
+        pool.evict_counts, pool.evict_arrivals, pool.free_ring, pool.entry, pool.table_page,
+        pool.table_hash, args, low_water,
+        num_pages=pages, SCORE=score, RING=pool.free_ring.shape[0],
+        PROGRAMS=triton.next_power_of_2(programs), BLOCK=block, num_warps=8, num_stages=1,
     )  # fmt: skip
-    for passes in range(NUM_PASSES):
-        _histogram_kernel[grid](*scratch, low_water, passes, num_pages=pages, BLOCK=block)
-    _count_kernel[grid](
-        *scratch, pool.evict_counts, low_water, NUM_PASSES, num_pages=pages, BLOCK=block
-    )
-    _collect_kernel[grid](
-        *scratch, pool.evict_counts, pool.free_ring, pool.serial, pool.entry, pool.table_page,
-        pool.table_hash, low_water, NUM_PASSES,
-        num_pages=pages, RING=pool.free_ring.shape[0], BLOCK=block,
-        NUM_BLOCKS=triton.next_power_of_2(grid[0]),
-    )  # fmt: skip
-    _settle_kernel[(1,)](pool.counters, low_water)
 
 
 def page_view(pool) -> Page:

@@ -39,7 +39,7 @@ def _prepare_kernel(
     draft_tokens, input_ids, positions, slot_mapping,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, MAX_PAGES: tl.constexpr,
     RING: tl.constexpr, PAGE_SIZE: tl.constexpr, DRAFTS: tl.constexpr, COMPRESS: tl.constexpr,
-    TILE: tl.constexpr,
+    INPUTS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     step = tl.load(counters + STEP).to(tl.int32)
     lane = tl.arange(0, TILE)
@@ -84,45 +84,46 @@ def _prepare_kernel(
         if published > 0:
             last = tl.load(table + published - 1)
             tl.store(chain_serial + slot, tl.load(serial + last))
-        tl.debug_barrier()  # the new entries of the table are read by other threads below
+        if INPUTS:
+            tl.debug_barrier()  # the new entries of the table are read by other threads below
 
-        for first in range(0, held + pages, TILE):
-            index = first + lane
-            live = index < held + pages
-            page = tl.load(table + index, mask=live, other=0)
-            tl.store(batch_table + tl.cast(seq, tl.int64) * MAX_PAGES + index, page, mask=live)
-        begin = tl.load(cu_seqlens_q + seq)
-        count = tl.load(cu_seqlens_q + seq + 1) - begin
-        start = tl.load(seq_start + seq)
-        moved = table
-        if COMPRESS:
-            moved = table - tl.load(columns + NUM_DROPPED * R + slot)
-        for first in range(0, count, TILE):
-            offset = first + lane
-            live = offset < count
-            position = start + offset
-            token = tl.load(
-                token_ids + slot.to(tl.int64) * MAX_LEN_TOKENS + position, mask=live, other=0
-            )
-            if DRAFTS > 0:
-                behind = position - tl.load(columns + TOTAL_LEN * R + slot)
-                draft = tl.load(
-                    draft_tokens + seq * DRAFTS + behind, mask=live & (behind >= 0), other=0
+            for first in range(0, held + pages, TILE):
+                index = first + lane
+                live = index < held + pages
+                page = tl.load(table + index, mask=live, other=0)
+                tl.store(batch_table + tl.cast(seq, tl.int64) * MAX_PAGES + index, page, mask=live)
+            begin = tl.load(cu_seqlens_q + seq)
+            count = tl.load(cu_seqlens_q + seq + 1) - begin
+            start = tl.load(seq_start + seq)
+            moved = table
+            if COMPRESS:
+                moved = table - tl.load(columns + NUM_DROPPED * R + slot)
+            for first in range(0, count, TILE):
+                offset = first + lane
+                live = offset < count
+                position = start + offset
+                token = tl.load(
+                    token_ids + slot.to(tl.int64) * MAX_LEN_TOKENS + position, mask=live, other=0
                 )
-                token = tl.where(behind >= 0, draft, token)
-            page = tl.load(moved + position // PAGE_SIZE, mask=live, other=0)
-            tl.store(input_ids + begin + offset, token, mask=live)
-            tl.store(positions + begin + offset, position, mask=live)
-            tl.store(
-                slot_mapping + begin + offset,
-                page.to(tl.int64) * PAGE_SIZE + position % PAGE_SIZE,
-                mask=live,
-            )
+                if DRAFTS > 0:
+                    behind = position - tl.load(columns + TOTAL_LEN * R + slot)
+                    draft = tl.load(
+                        draft_tokens + seq * DRAFTS + behind, mask=live & (behind >= 0), other=0
+                    )
+                    token = tl.where(behind >= 0, draft, token)
+                page = tl.load(moved + position // PAGE_SIZE, mask=live, other=0)
+                tl.store(input_ids + begin + offset, token, mask=live)
+                tl.store(positions + begin + offset, position, mask=live)
+                tl.store(
+                    slot_mapping + begin + offset,
+                    page.to(tl.int64) * PAGE_SIZE + position % PAGE_SIZE,
+                    mask=live,
+                )
 
 
 @stage
 def prepare(requests, pool, plan) -> None:
-    """Carry out the page bookings of `plan` and write the model's inputs."""
+    """Carry out the page bookings of `plan` and, if it has `inputs`, write the model's."""
     sizes = requests.sizes
     _prepare_kernel[(1 if interpreted() else sizes.max_num_seqs,)](
         requests.columns, pool.counters, requests.token_ids, requests.block_table,
@@ -134,7 +135,7 @@ def prepare(requests, pool, plan) -> None:
         R=sizes.num_slots, MAX_LEN_TOKENS=sizes.max_model_len, MAX_PAGES=sizes.max_pages_per_seq,
         RING=pool.free_ring.shape[0], PAGE_SIZE=sizes.page_size,
         DRAFTS=sizes.num_draft_tokens, COMPRESS=requests.page_budget is not None,
-        TILE=1024 if interpreted() else 256,
+        INPUTS=plan.inputs, TILE=1024 if interpreted() else 256,
     )  # fmt: skip
 
 

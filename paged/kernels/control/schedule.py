@@ -23,6 +23,10 @@ over lanes written E(.) and I(.):
     pages_i  = cdiv(max(start + grant, reserve), page_size) - held_i
     run_i    = grant_i > 0 and (pages_i = 0 or I(pages) <= free), waiting lanes head of line
 
+With a static batch, the waiting lanes that are kept while nothing runs are the batch: they are
+marked, and may join in the steps after, whose tokens they need; who is not marked fits only when
+nothing runs. A mark outlives a preemption.
+
 A running lane that does not fit the free pages stalls; nothing is taken from it. Pages are booked
 here, before the forward, so a step cannot run out of pages. What is wanted beyond the free pages
 goes to the counter SHORTFALL, which the host answers with maintenance (evict.py).
@@ -159,10 +163,13 @@ def _schedule_kernel(
     running_behind = num_running - tl.cumsum(running.to(tl.int32), axis=0)
     fits = (demand_incl + spare <= avail + held_behind) & (lane < MAX_NUM_SEQS)
     if STATIC_BATCH:
-        forks = tl.load(columns + PARENT * R + slot, mask=waiting, other=0) > 0
-        fits = fits & (running | (num_running == 0) | forks)
+        joins = tl.load(columns + PARENT * R + slot, mask=waiting, other=0) > 0
+        joins = joins | (tl.load(columns + ADMITTED * R + slot, mask=waiting, other=0) > 0)
+        fits = fits & (running | (num_running == 0) | joins)
     fits = fits | ((lane == 0) & (running | (num_running == 0)))
     keep = active & (tl.cumsum((active & ~fits).to(tl.int32), axis=0) == 0)
+    if STATIC_BATCH:
+        chosen = keep & waiting & (num_running == 0)
 
     kept_demand = tl.sum(tl.where(keep, demand, 0), axis=0)
     seats_needed = num_running + tl.sum((keep & waiting).to(tl.int32), axis=0) - MAX_NUM_SEQS
@@ -216,6 +223,8 @@ def _schedule_kernel(
     tl.store(logits_indices + sample, tokens_incl - 1, mask=samples)
 
     admitted = run & waiting
+    if STATIC_BATCH:
+        tl.store(columns + ADMITTED * R + slot, 1, mask=chosen & ~admitted)
     admitted_int = admitted.to(tl.int32)
     ticket = tl.load(counters + TICKET)
     turn = ticket.to(tl.int32) + tl.cumsum(admitted_int, axis=0)
@@ -249,7 +258,8 @@ def schedule(
         watermark: pages an admission must leave available, unless nothing else runs.
         reserve: Triton function `(prompt_len, total_len, max_len) -> tokens`; None holds pages
             for computed tokens only.
-        static_batch: admit only when no request runs, or samples of one that does.
+        static_batch: admit what fits when no request runs, over as many steps as its prompts take,
+            and nobody else but samples of those until all have ended.
     """
     sizes = requests.sizes
     kept = requests.page_budget

@@ -32,7 +32,7 @@ class _Lane:
     held: int  # pages of its block table and dropped ones, or prefix hits to take
     dropped: int  # pages that compression has taken out of its block table
     demand: int
-    forks: bool  # shares the prompt of another row
+    joins: bool  # also a static batch that runs: it shares another's prompt, or was chosen
     hits: int = 0  # tokens of its cached prefix, of a waiting row
     group: int = -1  # of beams: the ticket of the first
     draws: bool = False  # a beam whose group draws now, together or not at all
@@ -79,7 +79,7 @@ def _lanes(requests, plan, chunk: int, reserve) -> list[_Lane]:
             held=int(requests.num_pages[slot]) + dropped if running else cached // size,
             dropped=dropped,
             demand=0,
-            forks=int(requests.parent[slot]) > 0,
+            joins=int(requests.parent[slot]) > 0 or int(requests.admitted[slot]) > 0,
             hits=cached,
             group=group if beam else -1,
             draws=beam and group in ready,
@@ -130,7 +130,7 @@ def _keep_and_preempt(lanes: list[_Lane], avail: int, seats: int, watermark: int
         behind = sum(o.held - o.dropped for o in lanes[num_kept + 1 :] if o.running)
         spare = 0 if lane.running or lane.group >= 0 else watermark
         fits = demand + spare <= avail + behind and num_kept < seats
-        if static and not (lane.running or lane.forks) and num_running:
+        if static and not (lane.running or lane.joins) and num_running:
             fits = False
         if num_kept == 0 and (lane.running or num_running == 0):
             fits = True
@@ -161,6 +161,10 @@ def schedule_ref(
     avail = free + int(counters[NUM_CACHED.value])
     lanes = _lanes(requests, plan, chunk, reserve)
     eligible, victims = _keep_and_preempt(lanes, avail, sizes.max_num_seqs, watermark, static_batch)
+
+    if static_batch and not any(lane.running for lane in lanes):
+        for lane in eligible:
+            requests.admitted[lane.slot] = 1
 
     plan.grant.zero_()
     plan.admitted.zero_()

@@ -146,7 +146,7 @@ class HostStages:
     def evict(
         self, pool: PagePool, low_water: int, score: Callable | None = None, args: tuple = ()
     ) -> None:
-        if score is not None:
+        if score is not None and pages.num_to_evict(self.pool, low_water) > 0:
             scores = self._lanes_of(score, self._page(), args, self.sizes.num_pages)
             if scores is None:
                 before = self.pool.serial > 0

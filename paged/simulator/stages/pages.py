@@ -18,8 +18,7 @@ from paged.simulator.stages.views import (
     ranges,
 )
 
-ORPHAN_RANK = 0  # before every score
-SCORE_OFFSET = 1 << 31
+ORPHAN_SCORE = -(1 << 31)  # the least
 DEEPEST = 65535
 
 
@@ -127,15 +126,15 @@ def evict_pages(pool: Any, low_water: int) -> np.ndarray:
         return np.empty(0, np.int64)
     cached = ((pool.ref_count == 0) & (pool.serial > 0)).nonzero()[0]
     parent = pool.parent[cached]
-    above = np.where(parent >= 0, pool.serial[parent], 0)
-    rank = pool.score[cached].astype(np.int64) + SCORE_OFFSET
-    rank[above != pool.parent_serial[cached]] = ORPHAN_RANK
-    key = (rank << 16) | (DEEPEST - np.minimum(pool.depth[cached], DEEPEST))
-    threshold = np.partition(key, total - 1)[total - 1]
-    taken = key < threshold
-    ties = (key == threshold).nonzero()[0]
-    taken[ties[: total - np.count_nonzero(taken)]] = True
-    page = cached[taken]
+    above = pool.serial[parent]
+    above[parent < 0] = 0
+    score = pool.score[cached]
+    score[above != pool.parent_serial[cached]] = ORPHAN_SCORE
+    # Those that the score alone lets go, with all its ties; few, so that their depths are.
+    worst = score <= np.partition(score, total - 1)[total - 1]
+    cached, score = cached[worst], score[worst].astype(np.int64)
+    key = (score << 16) | (DEEPEST - np.minimum(pool.depth[cached], DEEPEST))
+    page = np.sort(cached[np.argsort(key, kind="stable")[:total]])
     tail = int(counters[AT_TAIL])
     pool.free_ring[(tail + np.arange(total)) % len(pool.free_ring)] = page
     entry = pool.entry[page]

@@ -39,9 +39,13 @@ def _newest(
     at = any_of_ways(match).nonzero()[0]
     if len(at) == 0:
         return found
-    candidate = np.where(match[at], there[at], -1)
-    serial = np.where(candidate >= 0, pool.serial[candidate], 0)
-    newest = candidate[np.arange(len(at)), serial.argmax(axis=1)]
+    match = match[at]
+    if np.count_nonzero(match) == len(at):
+        newest = there[at, match.argmax(axis=1)]
+    else:
+        candidate = np.where(match, there[at], -1)
+        serial = np.where(candidate >= 0, pool.serial[candidate], 0)
+        newest = candidate[np.arange(len(at)), serial.argmax(axis=1)]
     same = (pool.page_tokens[newest] == _tokens(requests, slot[at], page[at], page_size)).all(1)
     found[at] = np.where(same, newest, -1)
     return found
@@ -110,7 +114,8 @@ def publish_pages(requests: Any, pool: Any, plan: Any, sizes: Sizes) -> np.ndarr
     if not done.all():
         done = leading(done, index)
     enters = done & ~known
-    requests.canonical[row[done], page[done]] = np.where(known, found, own)[done]
+    settled_page = np.where(known, found, own) if known.any() else own
+    requests.canonical[row[done], page[done]] = settled_page[done]
 
     base = step * sizes.num_slots * sizes.max_pages_per_seq + 1
     follows = np.zeros(len(index), bool)  # the page in front entered just now

@@ -25,7 +25,7 @@ from paged.state import Sizes
 
 NEEDED = (
     "status", "num_computed_tokens", "total_len", "num_pages", "cached_len", "idle_hits",
-    "prompt_len", "max_len", "num_forks", "parent", "num_swapped", "num_unsaved",
+    "prompt_len", "max_len", "num_forks", "parent", "num_swapped", "num_unsaved", "admitted",
 )  # fmt: skip
 AT = np.array([COLUMN_NAMES.index(name) for name in NEEDED])
 
@@ -85,8 +85,8 @@ def schedule_rows(
     """
     page_size, counters = sizes.page_size, pool.counters
     budget = min(budget, int(counters[AT_TOKENS]))
-    slot = plan.order[: int(plan.num_active[0])]
-    row = dict(zip(NEEDED, requests.columns[AT[:, None], slot]))
+    slot = plan.order[: int(plan.num_active[0])].astype(np.int64)
+    row = dict(zip(NEEDED, requests.columns[AT].take(slot, axis=1)))
     running = row["status"] == IS_RUNNING
     num_running = int(np.count_nonzero(running))
     waiting = None if num_running == len(slot) else ~running
@@ -125,10 +125,11 @@ def schedule_rows(
     if waiting is not None or len(slot) > sizes.max_num_seqs or int(demand.sum()) > avail:
         fits = _fits(row, demand, held, running, avail, watermark, static_batch, sizes)
         num_kept = len(slot) if fits.all() else int(fits.argmin())
-        victim = _victims(num_kept, demand, held, running, avail, sizes.max_num_seqs)
-        eligible = ~victim
-        eligible[num_kept:] &= running[num_kept:]
-        want = np.where(eligible, want, 0)
+        if static_batch and num_running == 0:
+            requests.admitted[slot[:num_kept]] = 1  # the batch, however many steps it takes to join
+        if num_kept < len(slot):
+            victim = _victims(num_kept, demand, held, running, avail, sizes.max_num_seqs)
+            want[num_kept:] *= running[num_kept:] & ~victim[num_kept:]
     ahead = want.cumsum()
     grant = want
     if len(slot) and ahead[-1] > budget:
@@ -145,7 +146,9 @@ def schedule_rows(
 
     victims = slot[victim] if victim is not None else slot[:0]
     joins = waiting if waiting is not None else np.zeros(len(slot), bool)
-    lanes = np.array((slot, start, grant, pages, hold, total, joins))[:, run]
+    lanes = np.array((slot, start, grant, pages, hold, total, joins))
+    if not run.all():
+        lanes = lanes[:, run]
     plan.ring_base[0] = head
     counters[AT_HEAD] = head + int(lanes[3].sum())
     plan.counts[4] = len(victims)
@@ -169,7 +172,7 @@ def _fits(
     fits[sizes.max_num_seqs :] = False
     any_running = bool(running.any())
     if static_batch and any_running:
-        fits &= running | (row["parent"] > 0)
+        fits &= running | (row["parent"] > 0) | (row["admitted"] > 0)
     if len(fits) and (running[0] or not any_running):
         fits[0] = True
     return fits

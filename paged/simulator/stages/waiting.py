@@ -13,7 +13,7 @@ from paged.simulator.stages.publishing import find_pages
 from paged.simulator.stages.views import IS_FORKING, IS_RUNNING, IS_WAITING, leading
 from paged.state import Sizes
 
-FIRST_TILE, LAST_TILE = 8, 4096  # pages looked up at once; each time eight times as many
+FIRST_TILE, LAST_TILE = 128, 4096  # pages looked up at once; each time eight times as many
 NOBODY = -1
 
 
