@@ -15,7 +15,7 @@ from paged.beams import BeamGroup, BeamSearchParams, check_room
 from paged.command_queue import CommandQueue
 from paged.draft_stage import DraftStage
 from paged.graphs import EagerSteps, GraphSteps, regimes
-from paged.intake import Limits, LiveRequest
+from paged.intake import Limits
 from paged.interfaces import (
     Attention,
     Eviction,
@@ -27,6 +27,7 @@ from paged.interfaces import (
     Scheduler,
 )  # fmt: skip
 from paged.ledger import Ledger
+from paged.live_request import LiveRequest
 from paged.logits_stage import LogitsStage
 from paged.mailbox import Mailbox, Report
 from paged.request import SamplingParams
@@ -133,7 +134,7 @@ class Engine:
         if name in self._by_id:
             raise ValueError(f"request_id must be unique among live requests, got {name!r}")
         live = self.limits.accept(prompt_token_ids, params, name, prompt, ticket=self._tickets)
-        live.output.metrics.arrival_time = self.clock()
+        live.metrics.arrival_time = self.clock()
         self.constraints.bind(live.group)
         self._tickets += len(live.group)
         self._by_id[name] = live
@@ -154,7 +155,7 @@ class Engine:
         live = self.submit(prompt_token_ids, sampling, request_id=request_id, prompt=prompt)
         search = BeamGroup(params)
         for beam in live.group:
-            beam.beams, beam.token_ids, beam.logprobs = search, [], []
+            beam.follow(search)
         self.mailbox.beams = True
         return live
 

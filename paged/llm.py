@@ -13,7 +13,7 @@ from paged.engine import Engine
 from paged.eviction.base import ScoreEviction
 from paged.eviction.lru import score as lru
 from paged.graphs import use_graphs
-from paged.intake import LiveRequest, beam_search_output
+from paged.intake import beam_search_output
 from paged.interfaces import (
     Attention,
     Eviction,
@@ -24,6 +24,7 @@ from paged.interfaces import (
     Scheduler,
 )  # fmt: skip
 from paged.kv.paged import PagedKV
+from paged.live_request import LiveRequest
 from paged.logits_processors import logits_processor
 from paged.models.loading import load_model
 from paged.proposers.none import NoProposer

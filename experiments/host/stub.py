@@ -49,7 +49,7 @@ class StubDevice:
         first, end = HEADER_WORDS.value, HEADER_WORDS.value + 2 * len(events)
         entry[first:end:2] = tag | events
         entry[first + 1 : end : 2] = tag | np.uint64(0xBF000000)  # -0.5
-        header = [len(events), self.batch, self.batch, 1000, 0, 0, self.batch, 0, 0, 0, 0]
+        header = [len(events), self.batch, self.batch, 1000, 0, 0, self.batch, *[0] * 8]
         entry[: len(header)] = tag | np.array(header, dtype=np.uint64)
         self.step += 1
 

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from paged.engine import StepStats
-from paged.intake import LiveRequest
+from paged.live_request import LiveRequest
 from paged.llm import LLM
 from paged.request import Logprob
 from paged.server.inspection import Profile, reset_prefix_cache, snapshot

@@ -1,0 +1,73 @@
+"""What the last steps have drawn, until somebody wants to know what one request has got.
+
+A step writes a row over all slots, whatever the batch; a request reads its column:
+
+              slot 0   slot 1   slot 2
+    step 7       311       -1       17     -1: drew nothing
+    step 8         9        4       -1
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+DEPTH = 1024  # rows at most: 12 KB each with 1,024 slots
+PADDING = 16
+
+
+class Passage(NamedTuple):
+    """Tokens of one slot that nobody had read, and when the last of them came."""
+
+    token_ids: np.ndarray  # [num_tokens] int64
+    logprobs: np.ndarray  # [num_tokens] float32
+    last_time: float
+
+
+class Transcript:
+    """A ring of rows. A slot has to be read within `depth` rows; `due` says whose turn it is."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots, self.depth = num_slots, min(DEPTH, num_slots)
+        # Columns are read at one stride, which as a power of two would use little of a cache.
+        shape = (self.depth, num_slots + PADDING)
+        self._token_ids = np.full(shape, -1, np.int64)
+        self._logprobs = np.zeros(shape, np.float32)
+        self._times = np.zeros(self.depth)  # when the row was written
+        self._end = 0  # rows ever written
+        self._read = [0] * num_slots  # of each slot, rows read
+
+    def write(
+        self, slots: np.ndarray, token_ids: np.ndarray, logprobs: np.ndarray, now: float
+    ) -> None:
+        """A row for slots [n] that drew a token each; one that is not in it drew none."""
+        row = self._end % self.depth
+        drawn = self._token_ids[row]
+        drawn.fill(-1)
+        drawn[slots] = token_ids
+        self._logprobs[row][slots] = logprobs
+        self._times[row] = now
+        self._end += 1
+
+    def due(self) -> range:
+        """The slots to be read before the next row is written."""
+        share = -(-self.num_slots // self.depth)
+        first = self._end % self.depth * share
+        return range(first, min(first + share, self.num_slots))
+
+    def skip(self, slot: int) -> None:
+        """Begin to read a slot here."""
+        self._read[slot] = self._end
+
+    def read(self, slot: int) -> Passage | None:
+        """What a slot has drawn since it was last read; None if nothing."""
+        first, end = self._read[slot], self._end
+        if first == end:
+            return None
+        self._read[slot] = end
+        rows = np.arange(first, end) % self.depth
+        token_ids = self._token_ids[rows, slot]
+        rows = rows[token_ids >= 0]
+        if not len(rows):
+            return None
+        last_time = float(self._times[rows[-1]])
+        return Passage(token_ids[token_ids >= 0], self._logprobs[rows, slot], last_time)
