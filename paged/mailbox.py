@@ -64,8 +64,8 @@ class Report(NamedTuple):
     """What a step did, request by request; the columns of one kind go together, by slot."""
 
     header: Header
-    token_slots: np.ndarray  # [num_tokens] int64, as are the ids
-    token_ids: np.ndarray
+    token_slots: np.ndarray  # [num_tokens] int64
+    token_ids: np.ndarray  # [num_tokens] int32
     logprobs: np.ndarray  # [num_tokens] float32
     admitted_slots: Sequence[int] = ()
     cached_tokens: Sequence[int] = ()  # of each, taken from the prefix cache
@@ -213,12 +213,14 @@ class Mailbox:
 
     def _decoded(self, header: Header, words: np.ndarray) -> Report:
         """The report of a step, of its events' words without their tags."""
-        kinds = words[::2] >> 44
-        slots, values = (words[::2] >> 24) & 0xFFFFF, words[::2] & 0xFFFFFF
-        floats = words.view(np.float32)[2::4]  # the lower half of each second word
+        events = words[::2]
+        slots = (events >> 24) & 0xFFFFF
+        values = words.view(np.int32)[::4] & 0xFFFFFF  # of the lower half of the first word
+        floats = words.view(np.float32)[2::4]  # the lower half of the second
         token = event.EVENT_TOKEN.value
-        if not self.beams and header.num_events and kinds[0] == token == kinds[-1]:
+        if not self.beams and header.num_events and events[0] >> 44 == token == events[-1] >> 44:
             return Report(header, slots, values, floats)  # as most steps are
+        kinds = events >> 44
         bounds = np.searchsorted(kinds, LAST_KINDS, side="right")
         admitted, preempted, drawn, ended = bounds.tolist()
         report = Report(

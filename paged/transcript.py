@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-DEPTH = 1024  # rows at most: 12 KB each with 1,024 slots
+DEPTH = 1024  # rows at most: 8 KB each with 1,024 slots
 PADDING = 16
 
 
 class Passage(NamedTuple):
     """Tokens of one slot that nobody had read, and when the last of them came."""
 
-    token_ids: np.ndarray  # [num_tokens] int64
+    token_ids: np.ndarray  # [num_tokens] int32
     logprobs: np.ndarray  # [num_tokens] float32
     last_time: float
 
@@ -30,7 +30,7 @@ class Transcript:
         self.num_slots, self.depth = num_slots, min(DEPTH, num_slots)
         # Columns are read at one stride, which as a power of two would use little of a cache.
         shape = (self.depth, num_slots + PADDING)
-        self._token_ids = np.full(shape, -1, np.int64)
+        self._token_ids = np.full(shape, -1, np.int32)
         self._logprobs = np.zeros(shape, np.float32)
         self._times = np.zeros(self.depth)  # when the row was written
         self._end = 0  # rows ever written
@@ -64,10 +64,12 @@ class Transcript:
         if first == end:
             return None
         self._read[slot] = end
-        rows = np.arange(first, end) % self.depth
-        token_ids = self._token_ids[rows, slot]
-        rows = rows[token_ids >= 0]
-        if not len(rows):
+        first, end = first % self.depth, end % self.depth
+        parts = [slice(first, end)] if first < end else [slice(first, None), slice(end)]
+        token_ids = np.concatenate([self._token_ids[part, slot] for part in parts])
+        drawn = np.flatnonzero(token_ids >= 0)
+        if not len(drawn):
             return None
-        last_time = float(self._times[rows[-1]])
-        return Passage(token_ids[token_ids >= 0], self._logprobs[rows, slot], last_time)
+        logprobs = np.concatenate([self._logprobs[part, slot] for part in parts])
+        last_time = float(self._times[(first + drawn[-1]) % self.depth])
+        return Passage(token_ids[drawn], logprobs[drawn], last_time)
