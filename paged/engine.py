@@ -103,10 +103,9 @@ class Engine:
         self.capacities = regimes(sizes.max_num_batched_tokens)
         self.ledger = Ledger(sizes, self.capacities)
         self.on_step: Callable[[StepStats], None] | None = None
-
+        self.ended: list[LiveRequest] = []  # outputs that the last step has ended
         self.num_steps = self._tickets = 0
-        self.clock = clock
-        self._started = clock()
+        self.clock, self._started = clock, clock()
         self._queue = CommandQueue(self.mailbox, self.ledger, shares=kv.reserve_len is None)
         self._by_id: dict[str, LiveRequest] = {}
         self._flights: deque[Flight] = deque()
@@ -207,6 +206,7 @@ class Engine:
             except Exception as error:  # part of the step may be on the device
                 self._failure = f"step {self.num_steps} could not be launched: {error}"
                 raise
+        self.ended = []
         if not self._flights:
             return []
         flight = self._flights[0]
@@ -216,9 +216,10 @@ class Engine:
         now = self.clock()
         touched = self.ledger.apply(report, flight.capacity, now)
         self.constraints.advance(touched)
-        for live in touched if report.end_slots else ():
-            if live.slot < 0:
-                self._end(live)
+        if report.end_slots:
+            self.ended = [live for live in touched if live.slot < 0]
+        for live in self.ended:
+            self._end(live)
         if self.on_step is not None:
             ended = self.clock()
             worked = ended - began - (now - waiting)

@@ -104,6 +104,11 @@ class LiveRequest:
         return self._output.request_id
 
     @property
+    def finished(self) -> bool:
+        """Whether all outputs of the request have ended."""
+        return self._output.finished
+
+    @property
     def has_ended(self) -> bool:
         """Whether the engine has reported the end of this output."""
         return self._completion.finish_reason is not None
