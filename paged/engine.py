@@ -103,7 +103,8 @@ class Engine:
         self.capacities = regimes(sizes.max_num_batched_tokens)
         self.ledger = Ledger(sizes, self.capacities)
         self.on_step: Callable[[StepStats], None] | None = None
-        self.ended: list[LiveRequest] = []  # outputs that the last step has ended
+        self.ended: list[LiveRequest] = []  # outputs that the last `step` has ended
+        self.report: Report | None = None  # what it has read; None if there was nothing to read
         self.num_steps = self._tickets = 0
         self.clock, self._started = clock, clock()
         self._queue = CommandQueue(self.mailbox, self.ledger, shares=kv.reserve_len is None)
@@ -192,7 +193,7 @@ class Engine:
         return bool(self._by_id)
 
     def step(self) -> list[LiveRequest]:
-        """Bring one step to its end; returns the outputs that got tokens or ended.
+        """Bring one step to its end; returns the outputs that got tokens, by slot, or ended.
 
         Launches ahead first, until `in_flight` steps are on the device; what those do, the caller
         learns from the next calls. Without a live request nothing is launched.
@@ -206,18 +207,17 @@ class Engine:
             except Exception as error:  # part of the step may be on the device
                 self._failure = f"step {self.num_steps} could not be launched: {error}"
                 raise
-        self.ended = []
+        self.ended, self.report = [], None
         if not self._flights:
             return []
         flight = self._flights[0]
         waiting = self.clock()
-        report = self._wait(flight, self.watchdog_seconds)
+        self.report = report = self._wait(flight, self.watchdog_seconds)
         self._flights.popleft()
         now = self.clock()
         touched = self.ledger.apply(report, flight.capacity, now)
         self.constraints.advance(touched)
-        if report.end_slots:
-            self.ended = [live for live in touched if live.slot < 0]
+        self.ended = [live for live in touched if live.slot < 0] if report.end_slots else []
         for live in self.ended:
             self._end(live)
         if self.on_step is not None:

@@ -17,9 +17,12 @@ import time
 from collections import deque
 from pathlib import Path
 
+import numpy as np
+
 from paged.engine import StepStats
 from paged.intake import Limits
 from paged.kv.paged import PagedKV
+from paged.mailbox import Report
 from paged.models.config import find_model
 from paged.request import SamplingParams
 from paged.server.runner import ServerSettings, serve_forever
@@ -46,7 +49,9 @@ class StandInEngine:
         self.constraints = Constraints(None, vocab_size)
         self.on_step = lambda stats: None
         self.num_steps = 0
+        self.report, self.ended = None, []
         self._live: deque = deque()
+        self._free_slots = list(range(SIZES.num_slots))
         self._random = random.Random(0)
 
     @property
@@ -55,23 +60,33 @@ class StandInEngine:
 
     def submit(self, ids: list[int], params: SamplingParams, *, request_id: str):
         live = self.limits.accept(ids, params, request_id, None, self.num_steps)
-        live.running = True
+        for one in live.group:
+            one.running, one.slot = True, self._free_slots.pop()
         self._live.extend(live.group)
         return live
 
     def stop(self, live, num_tokens: int, stop: str) -> None:
-        live.completion.finish_reason = "abort"
+        self._end(live, "abort")
+
+    def _end(self, live, reason: str) -> None:
+        live.completion.finish_reason = reason
+        self._free_slots.append(live.slot)
         self._live.remove(live)
+        live.slot = -1
 
     def step(self) -> list:
         time.sleep(STEP_SECONDS)
-        touched = list(self._live)
-        for live in touched:
-            live.token_ids.append(self._random.randrange(300, 1000))
+        touched = sorted(self._live, key=lambda live: live.slot)
+        tokens = [self._random.randrange(300, 1000) for _ in touched]
+        slots, ended = [live.slot for live in touched], []
+        for live, token in zip(touched, tokens):
+            live.token_ids.append(token)
             live.logprobs.append(-1.0)
             if live.num_tokens == live.max_len:
-                live.completion.finish_reason = "length"
-                self._live.remove(live)
+                ended.append(live.slot)
+                self._end(live, "length")
+        columns = (np.array(slots), np.array(tokens, np.int32), np.full(len(slots), -1, np.float32))
+        self.report = Report(None, *columns, end_slots=ended)
         self.num_steps += 1
         counts = dict.fromkeys(StepStats.__dataclass_fields__, 0)
         self.on_step(StepStats(**counts | {"num_tokens": len(touched)}))
