@@ -18,6 +18,7 @@ import numpy as np
 from paged.engine import StepStats
 from paged.live_request import LiveRequest
 from paged.llm import LLM
+from paged.mailbox import Report
 from paged.request import Logprob
 from paged.server.inspection import Profile, reset_prefix_cache, snapshot
 from paged.server.wire import (
@@ -149,25 +150,32 @@ class EngineLoop:
         messages: list[object] = []
         if self._steps and self._steps[-1].num_admitted:
             self._note_admissions(now - self._steps[-1].seconds)
-        report = self.engine.report
-        if report is not None:
-            self._plain_keys[list(report.end_slots)] = -1
-            slots, rows, counts = np.unique(
-                report.token_slots, return_index=True, return_counts=True
-            )
-            keys = self._plain_keys[slots]
-            plain = (keys >= 0) & (counts == 1)
-            if plain.any():
-                rows = rows[plain]
-                columns = (keys[plain], report.token_ids[rows], report.logprobs[rows])
-                messages.append(Tokens(*(column.tobytes() for column in columns)))
-            for row in np.flatnonzero(~plain).tolist():
-                self._progress(touched[row], int(counts[row]), now, messages)
-            for live in touched[len(slots) :]:
-                self._progress(live, 0, now, messages)
+        if self.engine.report is not None:
+            self._report_tokens(self.engine.report, touched, now, messages)
         if self._steps:
             messages.append(self._take_steps())
         self.outbox.put(*messages)
+
+    def _report_tokens(
+        self, report: Report, touched: list[LiveRequest], now: float, messages: list[object]
+    ) -> None:
+        """What a step has drawn: nearly always a token each, which are passed on as columns."""
+        if report.end_slots:
+            self._plain_keys[report.end_slots] = -1
+        slots, counts = report.token_slots, None
+        columns = (report.token_ids, report.logprobs)
+        if self.engine.sizes.num_draft_tokens:  # some may have drawn several
+            slots, rows, counts = np.unique(slots, return_index=True, return_counts=True)
+            columns = (report.token_ids[rows], report.logprobs[rows])
+        keys = self._plain_keys[slots]
+        plain = keys >= 0 if counts is None else (keys >= 0) & (counts == 1)
+        others = np.flatnonzero(~plain).tolist()
+        if len(others) < len(slots):
+            messages.append(Tokens(*(column[plain].tobytes() for column in (keys, *columns))))
+        for row in others:
+            self._progress(touched[row], 1 if counts is None else int(counts[row]), now, messages)
+        for live in touched[len(slots) :]:
+            self._progress(live, 0, now, messages)
 
     def _progress(
         self, live: LiveRequest, num_new: int, now: float, messages: list[object]
