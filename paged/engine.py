@@ -217,7 +217,7 @@ class Engine:
         now = self.clock()
         touched = self.ledger.apply(report, flight.capacity, now)
         self.constraints.advance(touched)
-        self.ended = [live for live in touched if live.slot < 0] if report.end_slots else []
+        self.ended = self.ledger.ended
         for live in self.ended:
             self._end(live)
         if self.on_step is not None:

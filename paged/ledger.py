@@ -39,6 +39,7 @@ class Ledger:
         self.num_beams = 0  # of the requests, those that are beams
         self.free_pages: int | None = None  # None: no step has reported yet
         self.shortfall = 0
+        self.ended: list[LiveRequest] = []  # those that the last step ended
         self._by_slot = np.full(num_slots, None)  # LiveRequest
         self._transcript = Transcript(num_slots)
         self._free_slots = list(range(num_slots - 1, -1, -1))
@@ -121,8 +122,8 @@ class Ledger:
         touched = self._take_tokens(report, now)
         for slot, top in report.tops.items():
             by_slot[slot].take_top(top)
-        for slot, reason in zip(report.end_slots, report.end_reasons):
-            live = by_slot[slot]
+        self.ended = [by_slot[slot] for slot in report.end_slots]
+        for live, reason in zip(self.ended, report.end_reasons):
             self._leave(live, REASONS[reason])
             # The others drew a token, but for beams whose search has stopped.
             if reason in (REASON_ABORT.value, REASON_ERROR.value) or (

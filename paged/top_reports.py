@@ -39,18 +39,18 @@ class TopReports:
         self._tags = self._words.view(np.uint16).reshape(depth, num_slots, REPORT_WORDS, 4)[..., 3]
         self._floats = self._words.view(np.float32).reshape(depth, num_slots, REPORT_WORDS, 2)
         self._num_top = np.zeros(num_slots, np.int64)
-        self._anyone = False  # has been promised some
+        self._num_promised = 0  # slots that have been promised some
         self._tags[:] = np.arange(depth, dtype=np.uint16)[:, None, None]
 
     def promise(self, slot: int, num_top: int) -> None:
         """From the next submission of `slot` on, each of its draws reports `num_top` tokens."""
+        self._num_promised += (num_top > 0) - int(self._num_top[slot] > 0)
         self._num_top[slot] = num_top
-        self._anyone = bool(self._num_top.any())
 
     def read(self, step: int, slots: np.ndarray) -> dict[int, Top] | None:
         """The reports of the slots that drew in `step`; None while a word is still to come."""
         tops: dict[int, Top] = {}
-        if not self._anyone:
+        if not self._num_promised:
             return tops
         num_top = self._num_top[slots]
         at, tag = step % len(self._words), (step + 1) & 0xFFFF
