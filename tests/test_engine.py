@@ -21,7 +21,7 @@ def test_famine_preempts_and_changes_nothing(device):
     assert sum(request.output.metrics.num_preemptions for request in live) > 0
 
 
-@pytest.mark.parametrize("in_flight", [2, 5])
+@pytest.mark.parametrize("in_flight", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_steps_launched_ahead_change_nothing(device, in_flight):
     engine = oracle_engine(device, num_pages=11, in_flight=in_flight, num_slots=4, max_num_seqs=4)
     live = answer_all(engine, ragged_prompts(7)[3:], num_tokens=60)

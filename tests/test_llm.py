@@ -74,7 +74,10 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("precision", precisions())
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(one, marks=[pytest.mark.slow] * (one == "chunks_of_1")) for one in VARIANTS],
+)
 def test_answers_do_not_depend_on_how_they_are_served(device, expected, variant, precision):
     assert answers(make_llm(precision, **VARIANTS[variant])) == expected(precision)
 

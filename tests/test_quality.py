@@ -130,6 +130,7 @@ def measured(model: str, folder: Path, **changes) -> tuple[dict, list[dict]]:
     return json.loads((folder / "metrics.json").read_text()), [json.loads(one) for one in lines]
 
 
+@pytest.mark.slow
 def test_nothing_differs_where_nothing_is_approximated(tiny, tmp_path):
     metrics, lines = measured(tiny, tmp_path)
     assert metrics["kl"] == pytest.approx(0, abs=1e-10)  # the last bit of log-probabilities

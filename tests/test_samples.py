@@ -38,7 +38,7 @@ def test_no_prompt_is_computed_twice(device):
     assert sum(computed) == sum(len(prompt) - 1 + 4 * 10 for prompt in prompts)
 
 
-@pytest.mark.parametrize("in_flight", [1, 3])
+@pytest.mark.parametrize("in_flight", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_famine_preempts_and_changes_nothing(device, in_flight):
     engine = oracle_engine(device, num_pages=11, in_flight=in_flight)
     requests = sample_all(engine, ragged_prompts(5), 40, n=3)

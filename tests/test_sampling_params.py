@@ -171,7 +171,7 @@ def test_a_slot_given_on_keeps_nothing_of_the_last_request(device):
     assert requests[0].output.outputs[0].token_ids[:2] == [9, 9]
 
 
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_tokens_of_the_prompt_are_reported_and_change_nothing(n, device):
     engine = build(device, num_pages=24)
     prompts = [[7], *ragged_prompts(5)[1:]]

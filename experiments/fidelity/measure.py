@@ -59,6 +59,7 @@ def in_the_engine(llm: LLM, requests: Sequence[Arrival]) -> tuple[dict, list[Mea
     stats: list[Any] = []
     engine.on_step = stats.append
     began = time.perf_counter()
+    seen = None  # when the step before was seen, if the device has been busy since
     while prepared or engine.has_unfinished:
         now = time.perf_counter() - began
         while prepared and prepared[0][0].time <= now:
@@ -67,12 +68,15 @@ def in_the_engine(llm: LLM, requests: Sequence[Arrival]) -> tuple[dict, list[Mea
             live.output.metrics.arrival_time = began + one.time
         if not engine.has_unfinished:
             time.sleep(max(0.0, prepared[0][0].time - (time.perf_counter() - began)))
+            seen = None
             continue
         touched = engine.step()
         done = stats.pop()
+        before, seen = seen, time.perf_counter()
         # Rows that drew; the keys of a chunk in the middle of a prompt are left out.
         keys = sum(live.num_tokens - 1 for live in touched)
-        steps.append(MeasuredStep(done.num_tokens, done.num_seqs, keys, done.seconds))
+        if before is not None:
+            steps.append(MeasuredStep(done.num_tokens, done.num_seqs, keys, seen - before))
         totals["cached"] += done.cached_tokens
         totals["preempted"] += done.num_preempted
         totals["dropped"] += done.recomputed_tokens

@@ -21,6 +21,7 @@ from paged.kv.paged import PagedKV
 from paged.llm import LLM
 from paged.request import SamplingParams
 from paged.schedulers.base import RankScheduler
+from paged.stats import StepStats
 
 MAX_NUM_BATCHED_TOKENS = 8192
 
@@ -34,8 +35,8 @@ def finish(llm: LLM) -> None:
 def run_lengths(llm: LLM, lengths: list[list[int]], rng: random.Random) -> None:
     engine, ids = llm.engine, range(10, llm.spec.vocab_size - 10)
     prompts = [rng.choices(ids, k=prompt) for prompt, _ in lengths]
-    steps: dict[int, list[int]] = {}
-    engine.on_step = lambda stats: steps.setdefault(stats.capacity, []).append(stats.num_tokens)
+    steps: dict[int, list[StepStats]] = {}
+    engine.on_step = lambda stats: steps.setdefault(stats.capacity, []).append(stats)
     began = time.perf_counter()
     live = [
         engine.submit(prompt, SamplingParams(temperature=0, max_tokens=output, ignore_eos=True))
@@ -48,8 +49,13 @@ def run_lengths(llm: LLM, lengths: list[list[int]], rng: random.Random) -> None:
         assert len(request.output.outputs[0].token_ids) == output
     total = sum(output for _, output in lengths)
     print(f"{len(lengths)} requests in {seconds:.2f} s, {total / seconds:.0f} output tokens/s")
-    for capacity, tokens in sorted(steps.items()):
-        print(f"  {len(tokens)} steps of up to {capacity}: {sum(tokens) / len(tokens):.0f} tokens")
+    for capacity, stats in sorted(steps.items()):
+        tokens, taken = sum(one.num_tokens for one in stats), sum(one.seconds for one in stats)
+        print(
+            f"  {len(stats)} steps of up to {capacity}: {tokens / len(stats):.0f} tokens, "
+            f"{taken / len(stats) * 1e3:.2f} ms each, {taken:.2f} s in all, "
+            f"{sum(one.host_seconds for one in stats) / len(stats) * 1e6:.0f} us of the host each"
+        )
 
 
 def run_batch(llm: LLM, batch: int, context: int, with_profile: bool, rng: random.Random) -> None:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from triton import cdiv, next_power_of_2
+from triton import next_power_of_2
 
 from paged.attention.alibi import alibi_slopes
 from paged.interfaces import Attention, AttentionMeta, AttentionSpec
@@ -16,7 +16,7 @@ MANY = 2**31 - 1
 SHORT_ROWS = 16  # query rows of a decode's tile: the least a tensor core multiplies
 SHORT_CAPACITY = 256  # tokens of a step
 WORKSPACE_ROWS = 4096  # 64 MiB with 32 heads of 128; a row is one split of one token
-SPREAD_PROGRAMS = 512  # of a launch of short tiles, at least; those without an item end at once
+SPREAD_PROGRAMS = 512  # that the splits of a launch of short tiles should fill
 
 
 class Cut(NamedTuple):
@@ -27,6 +27,7 @@ class Cut(NamedTuple):
     most: int
     max_items: int
     num_rows: int
+    spread: int
     split_size: int
 
 
@@ -127,19 +128,18 @@ class TritonAttention(Attention):
         tiles = max_attention_tiles(capacity, max_num_seqs, short)
         if is_mixed:
             tiles = min(tiles, max_num_seqs)  # one a sequence
-        max_items, num_rows = tiles, 0
+        spread = num_rows = 0
         if meta.max_seq_len > self.split_size and self.workspace_rows:
             num_rows = self.workspace_rows
-            # room for long contexts among many sequences too
-            max_items = max(SPREAD_PROGRAMS // spec.num_kv_heads, tiles + cdiv(tiles, 2))
-        cuts = [Cut(short, 1, most, max_items, num_rows, self.split_size)]
+            spread = max(1, SPREAD_PROGRAMS // spec.num_kv_heads)
+        cuts = [Cut(short, 1, most, tiles + spread, num_rows, spread, self.split_size)]
         if is_mixed:
             tall = max(1, tall_rows(dtype, spec.head_dim) // group)
             tiles = capacity // tall + min(max_num_seqs, capacity // (short + 1))
             split_size = self.split_size
             if self.numerics == "fast":
                 split_size = max(split_size, next_power_of_2(meta.max_seq_len))
-            cuts.append(Cut(tall, short + 1, MANY, tiles, 0, split_size))
+            cuts.append(Cut(tall, short + 1, MANY, tiles, 0, 0, split_size))
         return cuts
 
     def _cut(self, meta: AttentionMeta, cut: Cut, sliding_window: int | None) -> torch.Tensor:
@@ -159,6 +159,7 @@ class TritonAttention(Attention):
                 cut.split_size,
                 window,
                 cut.num_rows,
+                cut.spread,
                 cut.least,
                 cut.most,
             )

@@ -27,19 +27,22 @@ class Partials(NamedTuple):
 
 
 def choose_config(
-    dtype: torch.dtype, block_m: int, block_d: int, num_tokens: int
+    dtype: torch.dtype, block_m: int, block_d: int, num_tokens: int, page_size: int
 ) -> AttentionConfig:
     """BLOCK_N by dtype alone; warps by the height of a tile, stages by what shared memory holds.
 
-    Short tiles of few tokens are chains of loads, which more stages shorten; those of many wait for
-    bandwidth, and small programs keep more of it busy (experiments/kernels/attention).
+    Measured (experiments/kernels/attention). Where a tile is in several pages, the block table's
+    loads take half the stages and many registers: with many programs two warps are then faster.
     """
     block_n = 32 if dtype == torch.float32 and not interpreted() else 64
-    # half the stages go to the block table's loads, which K and V wait for
-    num_stages = 5 if block_n * block_d * dtype.itemsize <= 2**14 else 3
-    if block_m < 64 and num_tokens > FEW_TOKENS and num_stages == 5:
-        return AttentionConfig(block_n, 2, 3)
-    return AttentionConfig(block_n, 8 if block_m >= 64 else 4, num_stages)
+    has_room = block_n * block_d * dtype.itemsize <= 2**14
+    buffers = 2 if has_room else 1
+    in_one_page = page_size >= block_n
+    num_stages = 1 + buffers if in_one_page else 1 + 2 * buffers
+    if block_m >= 64:
+        return AttentionConfig(block_n, 8, num_stages)
+    has_few = in_one_page or num_tokens <= FEW_TOKENS or not has_room
+    return AttentionConfig(block_n, 4 if has_few else 2, num_stages)
 
 
 def check_arguments(

@@ -2,9 +2,9 @@
 
 Sequence i, with q_i = cu_seqlens_q[i + 1] - cu_seqlens_q[i] query tokens, gets
 cdiv(q_i, tokens_per_tile) consecutive tiles. The keys of a tile are cut at multiples of split_size;
-its splits go to up to cdiv(splits, per_item) items, in order and evenly, so that programs of one
-size serve one long context as well as many short ones. `per_item` is the least that fits into
-max_items: with few sequences each split has a program of its own, with many a whole sequence has.
+its splits go to cdiv(splits, per_item) items, in order and evenly. per_item is all splits of the
+step over `spread`, rounded up: with few sequences each split has an item of its own, with many a
+whole sequence has, and a context much longer than the others does not hold them up.
 Inclusive prefix sums over sequences tell item i its sequence: the number of sums that are <= i.
 
 Grid: one program per BLOCK_ITEMS records; every program repeats the prefix sums.
@@ -19,7 +19,7 @@ from paged.kernels.launch import check_tensor, interpreted
 ITEM_FIELDS = 8  # sequence, first row, its position, tokens | first split, end split, items, row
 
 
-@triton.jit(do_not_specialize=["max_items", "num_rows", "least_tokens", "most_tokens"])
+@triton.jit(do_not_specialize=["max_items", "num_rows", "spread", "least_tokens", "most_tokens"])
 def _attention_items_kernel(
     cu_seqlens_q_ptr,
     seq_lens_ptr,
@@ -27,6 +27,7 @@ def _attention_items_kernel(
     out_ptr,
     max_items,
     num_rows,
+    spread,
     least_tokens,
     most_tokens,
     FIELDS: tl.constexpr,
@@ -52,8 +53,7 @@ def _attention_items_kernel(
         first_key = tl.maximum(seq_len - tokens - WINDOW + 1, 0) if WINDOW > 0 else 0
         splits = (seq_len + SPLIT_SIZE - 1) // SPLIT_SIZE - first_key // SPLIT_SIZE
         splits = tl.maximum(splits, 1)
-        room = tl.maximum(max_items - tl.sum(tiles, axis=0), 1)
-        per_item = tl.maximum((tl.sum(tiles * (splits - 1), axis=0) + room - 1) // room, 1)
+        per_item = tl.maximum((tl.sum(tiles * splits, axis=0) + spread - 1) // spread, 1)
         items = (splits + per_item - 1) // per_item
         slots = tl.where(is_ours & (items > 1), tokens * splits, 0).to(tl.int64)
         slots_end = tl.cumsum(slots, axis=0)
@@ -112,6 +112,7 @@ def attention_items(
     split_size: int,
     sliding_window: int | None = None,
     num_rows: int = 0,
+    spread: int = 1,
     least_tokens: int = 1,
     most_tokens: int = 2**31 - 1,
 ) -> torch.Tensor:
@@ -124,13 +125,15 @@ def attention_items(
         cu_seqlens_q: [S + 1] int32, packed query starts; read up to num_seqs.
         seq_lens: [S] int32, keys of each sequence, the new ones included.
         num_seqs: [1] int32, live sequences.
-        out: [max_items, 8] int32; items that are not needed become (-1, 0, 0, 0, 0, 0, 0, 0). Tiles
-            that do not fit are lost: at least `max_attention_tiles` records.
+        out: [max_items, 8] int32; items that are not needed become (-1, 0, 0, 0, 0, 0, 0, 0). Items
+            that do not fit are lost: at least `max_attention_tiles` records, and `spread` more
+            with `num_rows`.
         tokens_per_tile: query tokens a tile holds at most.
         split_size: keys a split.
         sliding_window: a query sees this many keys, its own included.
         num_rows: rows of the workspace, one a (token, split) of a tile in several items; a
             sequence that does not fit keeps one item a tile. 0: so do all.
+        spread: items that the splits of a step should fill, with `num_rows`.
         least_tokens, most_tokens: sequences with fewer or more query tokens get no item.
 
     Returns:
@@ -154,6 +157,7 @@ def attention_items(
         out,
         max_items,
         num_rows,
+        spread,
         least_tokens,
         most_tokens,
         FIELDS=ITEM_FIELDS,
@@ -176,6 +180,7 @@ def attention_items_ref(
     split_size: int,
     sliding_window: int | None = None,
     num_rows: int = 0,
+    spread: int = 1,
     least_tokens: int = 1,
     most_tokens: int = 2**31 - 1,
 ) -> torch.Tensor:
@@ -193,8 +198,7 @@ def attention_items_ref(
             first, end = splits_of(lens[seq] - tokens, tokens)
             tiles = range(starts[seq], starts[seq + 1], tokens_per_tile)
             ours.append((seq, tokens, tiles, max(1, end - first)))
-    room = max(1, out.shape[0] - sum(len(tiles) for *_, tiles, _ in ours))
-    per_item = max(1, -(-sum(len(tiles) * (splits - 1) for *_, tiles, splits in ours) // room))
+    per_item = max(1, -(-sum(len(tiles) * splits for *_, tiles, splits in ours) // spread))
     records, used = [], 0
     for seq, tokens, tiles, splits in ours:
         items = -(-splits // per_item) if num_rows else 1
@@ -242,4 +246,6 @@ def attention_items_inputs(
     }
 
 
-ATTENTION_ITEMS_VARIANTS: tuple[dict, ...] = ({"num_rows": 256, "sliding_window": 200},)
+ATTENTION_ITEMS_VARIANTS: tuple[dict, ...] = (
+    {"num_rows": 256, "spread": 8, "sliding_window": 200},
+)

@@ -30,16 +30,23 @@ def attend_keys(
     split where it ends; m_split [BLOCK_M], l_split [BLOCK_M, 16] (equal columns) and acc_split of
     the current one. Not MASKED: every row sees every key of the range.
     """
+    TALL: tl.constexpr = q.shape[-2] >= 64
     lane = tl.arange(0, BLOCK_N)
     dim = tl.arange(0, BLOCK_D)
     is_dim = dim < HEAD_DIM
     ones_shape: tl.constexpr = [PAIRS, BLOCK_N, 16] if PAIRS > 1 else [BLOCK_N, 16]
     ones = tl.full(ones_shape, 1.0, v_ptr.dtype.element_ty)
+    next_page = 0
+    if PAIRS == 1 and PAGE_SIZE >= BLOCK_N:
+        next_page = tl.load(pages_ptr + start // PAGE_SIZE, mask=start < end, other=0)
     for tile_start in range(start, end, BLOCK_N):
         key = tile_start + lane
         is_key = (key >= kv_start) & (key < kv_end)
         if PAIRS == 1 and PAGE_SIZE >= BLOCK_N:
-            page = tl.load(pages_ptr + tile_start // PAGE_SIZE).to(tl.int64)
+            # A tile ahead, so that the loads of keys do not wait for it
+            page = next_page.to(tl.int64)
+            after = tile_start + BLOCK_N
+            next_page = tl.load(pages_ptr + after // PAGE_SIZE, mask=after < end, other=0)
             page_offset = page * PAGE_STRIDE + tile_start % PAGE_SIZE * HEAD_DIM
             offsets = tl.expand_dims(lane * HEAD_DIM, -1) + dim
             k_ptrs, v_ptrs = k_ptr + page_offset + offsets, v_ptr + page_offset + offsets
@@ -80,8 +87,12 @@ def attend_keys(
         rescale = tl.expand_dims(tl.exp2(m_split - shift), -1)
         # both before the first product: between two in flight, ptxas would make them wait in turn
         l_split, acc_split = l_split * rescale, acc_split * rescale
-        acc_split = tl.dot(p, v, acc_split, input_precision="ieee")
-        l_split = tl.dot(p, ones, l_split, input_precision="ieee")
+        if TALL:
+            acc_split = tl.dot(p, v, acc_split, input_precision="ieee")
+            l_split = tl.dot(p, ones, l_split, input_precision="ieee")
+        else:  # this order takes 168 registers in a short tile, the other 255 and scratch
+            l_split = tl.dot(p, ones, l_split, input_precision="ieee")
+            acc_split = tl.dot(p, v, acc_split, input_precision="ieee")
         m_split = m_new
         if FOLD:
             ends = (tile_start + BLOCK_N) % SPLIT_SIZE == 0

@@ -252,7 +252,9 @@ def paged_attention(
     group = num_heads // num_kv_heads
     block_m = max(16, triton.next_power_of_2(tokens_per_tile * group))
     block_d = max(16, triton.next_power_of_2(head_dim))
-    block_n, num_warps, num_stages = config or choose_config(q.dtype, block_m, block_d, num_tokens)
+    block_n, num_warps, num_stages = config or choose_config(
+        q.dtype, block_m, block_d, num_tokens, page_size
+    )
     score_scale = LOG2_E * (softmax_scale if logit_softcap is None else logit_softcap)
     num_pairs = max_items * num_kv_heads
     if pairs is None:

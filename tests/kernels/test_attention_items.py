@@ -18,7 +18,15 @@ LENS = {
 }
 
 
-@pytest.mark.parametrize("how", [{}, {"num_rows": 900}, {"num_rows": 64, "sliding_window": 300}])
+HOW = (
+    {},
+    {"num_rows": 900, "spread": 32},
+    {"num_rows": 900, "spread": 5},
+    {"num_rows": 64, "spread": 32, "sliding_window": 300},
+)
+
+
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("tokens_per_tile", [1, 3, 16, 128])
 @pytest.mark.parametrize("lens", LENS.values(), ids=LENS)
 def test_items_cover_every_token_and_split_once_in_order(lens, tokens_per_tile, how, device):
@@ -45,12 +53,18 @@ def test_items_cover_every_token_and_split_once_in_order(lens, tokens_per_tile, 
     assert max(places, default=-1) < how.get("num_rows", 0)
 
 
-def test_a_long_context_is_spread_as_far_as_there_are_items(device):
-    inputs = attention_items_inputs(device, lens=((1, 1280), (1, 5)), num_rows=64, max_items=12)
-    items = attention_items(**inputs)
-    assert items[:, 6].tolist() == [10] * 10 + [1, 0]
-    inputs = attention_items_inputs(device, lens=((1, 1280), (1, 5)), num_rows=64, max_items=7)
-    assert attention_items(**inputs)[:, 6].tolist() == [5] * 5 + [1, 0]
+@pytest.mark.parametrize(("spread", "parts"), [(16, 10), (11, 10), (6, 5), (2, 2), (1, 1)])
+def test_a_long_context_is_spread_as_far_as_wanted(spread, parts, device):
+    how = {"lens": ((1, 1280), (1, 5)), "num_rows": 64, "max_items": 12, "spread": spread}
+    items = attention_items(**attention_items_inputs(device, **how))
+    assert items[:, 6].tolist() == [parts] * parts + [1] + [0] * (11 - parts)
+
+
+def test_among_many_sequences_only_one_much_longer_is_spread(device):
+    lens = ((1, 300),) * 20 + ((1, 2560),)
+    how = {"lens": lens, "num_rows": 64, "max_items": 32, "max_num_seqs": 32, "spread": 8}
+    items = attention_items(**attention_items_inputs(device, **how))
+    assert items[:23, 6].tolist() == [1] * 20 + [2, 2, 0]  # 80 splits: 10 an item
 
 
 def test_only_sequences_of_the_wanted_numbers_of_tokens_are_cut(device):

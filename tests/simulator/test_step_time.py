@@ -40,6 +40,15 @@ def test_a_fit_recovers_the_coefficients():
     assert noisy.constant == pytest.approx(0.004, rel=0.1)
 
 
+def test_steps_seen_too_early_hardly_move_the_fit():
+    steps = measured(StepTime(0.004, token=3e-5, key=2e-8))
+    early = [one._replace(seconds=one.seconds / 10) if at % 100 == 7 else one
+             for at, one in enumerate(steps)]  # fmt: skip
+    found = fit(early)
+    assert found.constant == pytest.approx(0.004, rel=0.05)
+    assert found.token == pytest.approx(3e-5, rel=0.05)
+
+
 def test_no_coefficient_is_negative():
     steps = [MeasuredStep(n, n, 100 * n, 0.01 - 1e-5 * n) for n in (1, 50, 100, 200)]
     found = fit(steps)

@@ -23,7 +23,7 @@ from paged.kernels.paged_attention import paged_attention
 
 WHOLE = 1 << 20  # a split size that leaves every sequence in one split
 WORKSPACE_ROWS = 4096
-PROGRAMS = (256, 512, 1024, 2048, 4096)  # at least as many items as sequences are used
+PROGRAMS = (256, 512, 1024, 2048, 4096)  # that the splits should fill
 BASE = AttentionConfig(64, 4, 5)
 SHORT_OTHERS = (
     *(AttentionConfig(64, 4, stages) for stages in (3, 7)),
@@ -77,11 +77,11 @@ def launches(
     spec, meta = batch.spec, batch.metas[0]
     tokens = max(1, variant.rows // (spec.num_heads // spec.num_kv_heads))
     tiles = max_attention_tiles(sum(q_len for q_len, _ in batch.lens), len(batch.lens), tokens)
-    max_items = max(tiles, programs // spec.num_kv_heads)
-    items = torch.empty(max_items, ITEM_FIELDS, dtype=torch.int32, device="cuda")
+    spread = programs // spec.num_kv_heads if partials else 0
+    items = torch.empty(tiles + spread, ITEM_FIELDS, dtype=torch.int32, device="cuda")
     sizes = (meta.cu_seqlens_q, meta.seq_lens, meta.num_seqs)
     num_rows = WORKSPACE_ROWS if partials else 0
-    attention_items(*sizes, items, tokens, variant.split_size, None, num_rows)
+    attention_items(*sizes, items, tokens, variant.split_size, None, num_rows, spread)
     tail = (items, out, spec.softmax_scale, tokens, variant.split_size)
     how = {"partials": partials, "config": variant.config}
     return [
@@ -167,9 +167,10 @@ def cut() -> None:
     for num_seqs in (64, 256, 1024):
         batch = make_batch([(1, 570)] * num_seqs, num_seqs, max_num_seqs=num_seqs)
         meta = batch.metas[0]
-        items = torch.empty(2 * num_seqs, ITEM_FIELDS, dtype=torch.int32, device="cuda")
+        items = torch.empty(num_seqs + 64, ITEM_FIELDS, dtype=torch.int32, device="cuda")
         sizes = (meta.cu_seqlens_q, meta.seq_lens, meta.num_seqs, items)
-        call = functools.partial(attention_items, *sizes, 4, 256, num_rows=WORKSPACE_ROWS)
+        how = {"num_rows": WORKSPACE_ROWS, "spread": 64}
+        call = functools.partial(attention_items, *sizes, 4, 256, **how)
         print(f"cut of {num_seqs} sequences: {measure([call] * 20) * 1e6:.2f} us", flush=True)
 
 
