@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-DEPTH = 1024  # rows at most: 8 KB each with 1,024 slots
+DEPTH = 1024  # rows, of 8 KB each with 1,024 slots
 PADDING = 16
 
 
@@ -26,13 +26,13 @@ class Passage(NamedTuple):
 class Transcript:
     """A ring of rows. A slot has to be read within `depth` rows; `due` says whose turn it is."""
 
-    def __init__(self, num_slots: int) -> None:
-        self.num_slots, self.depth = num_slots, min(DEPTH, num_slots)
+    def __init__(self, num_slots: int, depth: int = DEPTH) -> None:
+        self.num_slots, self.depth = num_slots, depth
         # Columns are read at one stride, which as a power of two would use little of a cache.
-        shape = (self.depth, num_slots + PADDING)
+        shape = (depth, num_slots + PADDING)
         self._token_ids = np.full(shape, -1, np.int32)
         self._logprobs = np.zeros(shape, np.float32)
-        self._times = np.zeros(self.depth)  # when the row was written
+        self._times = np.zeros(depth)  # when the row was written
         self._end = 0  # rows ever written
         self._read = [0] * num_slots  # of each slot, rows read
 
@@ -48,11 +48,17 @@ class Transcript:
         self._times[row] = now
         self._end += 1
 
-    def due(self) -> range:
-        """The slots to be read before the next row is written."""
-        share = -(-self.num_slots // self.depth)
-        first = self._end % self.depth * share
-        return range(first, min(first + share, self.num_slots))
+    def due(self) -> list[int]:
+        """The slots to be read before the next row is written.
+
+        A slot has a turn every half `depth` rows, and is due if it could not wait for the next.
+        """
+        turns = self.depth // 2
+        share = -(-self.num_slots // turns)
+        first = self._end % turns * share
+        longest = self._end - (self.depth - turns)
+        slots = range(first, min(first + share, self.num_slots))
+        return [slot for slot in slots if self._read[slot] < longest]
 
     def skip(self, slot: int) -> None:
         """Begin to read a slot here."""

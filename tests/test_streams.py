@@ -88,7 +88,10 @@ def test_generate_looks_at_an_output_when_it_has_ended(device):
     again = llm.generate(MINE + OTHERS, [stops, GREEDY, GREEDY])
     assert looks["3"] == 3, "a stream's is followed, whoever runs the steps"
     assert looks["5"] == looks["6"] == 1
-    assert again[0].outputs[0].text == "" and again[0].outputs[0].stop_reason == text[:1]
+    assert again[0].outputs[0].text == ""
+    assert again[0].outputs[0].stop_reason == text[:1]
     assert [one.outputs[0].text for one in again[1:]] == [one.outputs[0].text for one in first[1:]]
     assert next(stream).outputs[0].text == text
-    assert not llm._watched and not llm._grown and len(llm._texts) == 0
+    assert not llm._watched
+    assert not llm._grown
+    assert len(llm._texts) == 0

@@ -48,6 +48,7 @@ def test_whoever_looks_finds_what_was_drawn(look, num_draft_tokens):
     """Over many laps of the ring, slots that change hands, and steps without a token."""
     rng = random.Random(f"{look} {num_draft_tokens}")
     ledger = Ledger(replace(SIZES, num_draft_tokens=num_draft_tokens), (64,))
+    ledger._transcript = Transcript(SIZES.num_slots, depth=8)
     model: dict[LiveRequest, list[tuple[int, float]]] = {}  # (token, when it came)
     num_ended = 0
 
@@ -123,12 +124,17 @@ def test_several_outputs_have_one_count_and_the_time_of_the_last():
     assert [one.token_ids for one in first.output.outputs] == [[3, 5], [3, 4]]
 
 
-def test_every_slot_is_due_before_its_rows_are_written_over():
-    for num_slots in (1, 2, 7, 1024, 1025, 3000):
-        transcript = Transcript(num_slots)
-        nobody = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
-        due: list[int] = []
-        for _ in range(transcript.depth):
-            due += transcript.due()
-            transcript.write(*nobody, now=0.0)
-        assert sorted(due) == list(range(num_slots))
+@pytest.mark.parametrize(("num_slots", "depth"), [(1, 2), (7, 2), (7, 6), (1025, 64), (3000, 1024)])
+def test_who_reads_what_is_due_loses_nothing(num_slots, depth):
+    transcript = Transcript(num_slots, depth)
+    slots = np.arange(num_slots)
+    read: dict[int, list[int]] = {slot: [] for slot in range(num_slots)}
+    for step in range(3 * depth):
+        for slot in transcript.due():
+            read[slot] += transcript.read(slot).token_ids.tolist()
+        transcript.write(slots, np.full(num_slots, step), np.zeros(num_slots), now=float(step))
+    for slot, tokens in read.items():
+        rest = transcript.read(slot)
+        assert tokens + rest.token_ids.tolist() == list(range(3 * depth))
+        assert rest.last_time == 3 * depth - 1
+        assert transcript.read(slot) is None
