@@ -3,8 +3,8 @@
 from collections import deque
 from collections.abc import Callable
 
-from paged.intake import LiveRequest
 from paged.ledger import Ledger
+from paged.live_request import LiveRequest
 from paged.mailbox import Mailbox
 from paged.submission import Submission
 

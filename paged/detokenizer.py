@@ -100,9 +100,10 @@ class Detokenizer:
 
     def add(self, token_ids: Sequence[int]) -> tuple[str, int]:
         """(text, tokens taken): fewer than given if a stop string was met within them."""
-        if self._decoder is None:
+        if self._decoder is None or not self._stops.stops:
             self.num_tokens += len(token_ids)
-            return "", len(token_ids)
+            text = "" if self._decoder is None else self._decoder.add(token_ids)
+            return text, len(token_ids)
         pieces = []
         for taken, token_id in enumerate(token_ids, start=1):
             self.num_tokens += 1

@@ -15,7 +15,7 @@ from paged.beams import BeamGroup, BeamSearchParams, check_room
 from paged.command_queue import CommandQueue
 from paged.draft_stage import DraftStage
 from paged.graphs import EagerSteps, GraphSteps, regimes
-from paged.intake import Limits, LiveRequest
+from paged.intake import Limits
 from paged.interfaces import (
     Attention,
     Eviction,
@@ -27,6 +27,7 @@ from paged.interfaces import (
     Scheduler,
 )  # fmt: skip
 from paged.ledger import Ledger
+from paged.live_request import LiveRequest
 from paged.logits_stage import LogitsStage
 from paged.mailbox import Mailbox, Report
 from paged.request import SamplingParams
@@ -102,10 +103,10 @@ class Engine:
         self.capacities = regimes(sizes.max_num_batched_tokens)
         self.ledger = Ledger(sizes, self.capacities)
         self.on_step: Callable[[StepStats], None] | None = None
-
+        self.ended: list[LiveRequest] = []  # outputs that the last `step` has ended
+        self.report: Report | None = None  # what it has read; None if there was nothing to read
         self.num_steps = self._tickets = 0
-        self.clock = clock
-        self._started = clock()
+        self.clock, self._started = clock, clock()
         self._queue = CommandQueue(self.mailbox, self.ledger, shares=kv.reserve_len is None)
         self._by_id: dict[str, LiveRequest] = {}
         self._flights: deque[Flight] = deque()
@@ -133,7 +134,7 @@ class Engine:
         if name in self._by_id:
             raise ValueError(f"request_id must be unique among live requests, got {name!r}")
         live = self.limits.accept(prompt_token_ids, params, name, prompt, ticket=self._tickets)
-        live.output.metrics.arrival_time = self.clock()
+        live.metrics.arrival_time = self.clock()
         self.constraints.bind(live.group)
         self._tickets += len(live.group)
         self._by_id[name] = live
@@ -154,7 +155,7 @@ class Engine:
         live = self.submit(prompt_token_ids, sampling, request_id=request_id, prompt=prompt)
         search = BeamGroup(params)
         for beam in live.group:
-            beam.beams, beam.token_ids, beam.logprobs = search, [], []
+            beam.follow(search)
         self.mailbox.beams = True
         return live
 
@@ -192,7 +193,7 @@ class Engine:
         return bool(self._by_id)
 
     def step(self) -> list[LiveRequest]:
-        """Bring one step to its end; returns the outputs that got tokens or ended.
+        """Bring one step to its end; returns the outputs that got tokens, by slot, or ended.
 
         Launches ahead first, until `in_flight` steps are on the device; what those do, the caller
         learns from the next calls. Without a live request nothing is launched.
@@ -206,18 +207,19 @@ class Engine:
             except Exception as error:  # part of the step may be on the device
                 self._failure = f"step {self.num_steps} could not be launched: {error}"
                 raise
+        self.ended, self.report = [], None
         if not self._flights:
             return []
         flight = self._flights[0]
         waiting = self.clock()
-        report = self._wait(flight, self.watchdog_seconds)
+        self.report = report = self._wait(flight, self.watchdog_seconds)
         self._flights.popleft()
         now = self.clock()
         touched = self.ledger.apply(report, flight.capacity, now)
         self.constraints.advance(touched)
-        for live in touched if report.end_slots else ():
-            if live.slot < 0:
-                self._end(live)
+        self.ended = self.ledger.ended
+        for live in self.ended:
+            self._end(live)
         if self.on_step is not None:
             ended = self.clock()
             worked = ended - began - (now - waiting)

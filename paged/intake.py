@@ -1,15 +1,14 @@
-"""Taking requests in: what can be served at all, and a request's life on the host."""
+"""Taking requests in: what can be served at all; and the result of a beam search."""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from paged.beams import BeamGroup, BeamSearchOutput, BeamSearchSequence
-from paged.edits import NO_EDITS, Edits, edits_of
-from paged.kernels.logit_edits import EDIT_FORCED
+from paged.beams import BeamSearchOutput, BeamSearchSequence
+from paged.edits import edits_of
+from paged.live_request import LiveRequest
 from paged.request import (
     MAX_STOP_IDS,
     CompletionOutput,
@@ -18,180 +17,6 @@ from paged.request import (
     SamplingParams,
 )  # fmt: skip
 from paged.state import Sizes
-from paged.submission import Submission, sample_seed
-from paged.top_reports import Top
-
-NEVER_MS = 2**31 - 1
-
-
-@dataclass(eq=False, slots=True)
-class LiveRequest:
-    """One output of a request between submission and its end; each takes a row of its own.
-
-    `group` lists all outputs of the request, this one among them at `index`. The first is the
-    parent, whose prompt the others share.
-    """
-
-    output: RequestOutput
-    params: SamplingParams
-    max_len: int
-    stop_ids: list[int]
-    ticket: int  # order of submission
-    group: list["LiveRequest"] = field(default_factory=list)
-    index: int = 0
-    slot: int = -1  # -1: not on the device
-    running: bool = False  # admitted, as far as the host has heard
-    prefilling: bool = True  # has drawn no token since it was last admitted
-    to_prefill: int = 0  # tokens to compute before it draws one
-    aborted: bool = False  # by the caller; ends when the device says so
-    prompt_ids: np.ndarray = field(init=False)  # [prompt_len] int32
-    completion: CompletionOutput = field(init=False)
-    token_ids: list[int] = field(init=False)  # the completion's own list
-    logprobs: list[float] = field(init=False)
-    num_taken: int = 0  # output tokens already turned into text
-    stop_met: str | None = None  # the stop string that has ended the output
-    edits: Edits = NO_EDITS
-    echo_left: int = 0  # tokens of the prompt whose log-probabilities are still to come
-    beams: BeamGroup | None = None  # of a beam: the search
-    is_bound: bool = False  # by a grammar: its mask is good for one length only
-    sent_ids: np.ndarray = field(init=False)  # the prompt, and behind it the forced tokens
-
-    def __post_init__(self) -> None:
-        self.group.append(self)
-        self.completion = self.output.outputs[self.index]
-        self.token_ids, self.logprobs = self.completion.token_ids, self.completion.logprobs
-        if self.index == 0:
-            self.prompt_ids = np.array(self.output.prompt_token_ids, dtype=np.int32)
-            forced = self.params.forced_token_ids[: self.max_len - len(self.prompt_ids)]
-            self.sent_ids = np.append(self.prompt_ids, np.array(forced, np.int32))
-            if self.params.prompt_logprobs is not None:
-                self.output.prompt_logprobs = [None]
-                self.echo_left = len(self.prompt_ids) - 1
-            if self.echo_left > 0:
-                self.token_ids, self.logprobs = [], []
-        else:
-            self.prompt_ids = self.group[0].prompt_ids
-            self.sent_ids = self.group[0].sent_ids  # one object: it travels once
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the engine has reported the end of this output."""
-        return self.completion.finish_reason is not None
-
-    @property
-    def num_tokens(self) -> int:
-        """Prompt and output."""
-        return len(self.prompt_ids) + len(self.token_ids)
-
-    def take_new(self) -> list[int]:
-        """Output tokens since the last call."""
-        tokens = self.completion.token_ids[self.num_taken :]
-        self.num_taken += len(tokens)
-        return tokens
-
-    def take_top(self, top: Top) -> None:
-        """What has been reported of the last token beside itself."""
-        if self.stop_met is not None:
-            return
-        token, logprob = self.token_ids[-1], self.logprobs[-1]
-        if self.echo_left > 0:
-            known = self.output.prompt_logprobs
-            assert known is not None
-            known.append(top.beside(token, logprob, self.params.prompt_logprobs or 0))
-            self.echo_left -= 1
-            if self.echo_left == 0:
-                self._begin_output()
-        elif self.params.logprobs is not None:
-            shown = self.params.logprobs
-            self.completion.top_logprobs.append(top.beside(token, logprob, shown))
-
-    def _begin_output(self) -> None:
-        """The prompt is over: what comes now is drawn."""
-        self.token_ids, self.logprobs = self.completion.token_ids, self.completion.logprobs
-        metrics = self.output.metrics
-        metrics.num_output_tokens -= len(self.prompt_ids) - 1
-        metrics.first_token_time = metrics.last_token_time
-
-    def cut(self, num_tokens: int, stop: str) -> None:
-        """The output ends with its first `num_tokens` tokens: they complete a stop string.
-
-        What steps in flight still draw goes nowhere.
-        """
-        del self.token_ids[num_tokens:], self.logprobs[num_tokens:]
-        del self.completion.top_logprobs[num_tokens:]
-        self.token_ids, self.logprobs = [], []
-        self.stop_met = stop
-
-    def settle(self) -> None:
-        """What the device cannot know of an output that has ended."""
-        completion, output = self.completion, self.output
-        if self.stop_met is not None:
-            completion.finish_reason, completion.stop_reason = "stop", self.stop_met
-            output.metrics.num_output_tokens = sum(len(one.token_ids) for one in output.outputs)
-        elif completion.finish_reason == "stop" and completion.token_ids:
-            last = completion.token_ids[-1]
-            completion.stop_reason = last if last in self.params.stop_token_ids else None
-
-    def submission(self, started: float, engine_seed: int, *, shares: bool) -> Submission:
-        """The output as the device takes it; `started` is the zero of the engine's clock.
-
-        `shares`: let the outputs of the request share the memory of its prompt.
-        """
-        parent = self.group[0]
-        params, prompt = self.params, self.prompt_ids
-        edits, shares = self.edits, shares and params.prompt_logprobs is None
-        if self.echo_left > 0:
-            edits = replace(edits, asked=edits.asked | EDIT_FORCED.value)
-        asked = [top for top in (params.logprobs, params.prompt_logprobs) if top is not None]
-        arrival_ms = max(0, int((self.output.metrics.arrival_time - started) * 1000))
-        expected = params.predicted_tokens
-        deadline_ms = NEVER_MS
-        if params.deadline is not None:
-            deadline_ms = min(NEVER_MS, arrival_ms + int(params.deadline * 1000))
-        beams: dict[str, Any] = {}
-        if self.beams is not None:
-            search = self.beams.params
-            beams = {
-                "beam_width": search.beam_width,
-                "beam_index": self.index,
-                "early_stopping": search.early_stopping,
-                "length_penalty": search.length_penalty,
-            }
-        seed = params.seed
-        if seed is None:
-            seed = engine_seed * 1_000_003 + parent.ticket
-        return Submission(
-            slot=self.slot,
-            prompt=self.sent_ids,
-            arrival=self.ticket,
-            arrival_ms=arrival_ms,
-            max_len=self.max_len,
-            min_len=len(prompt) + params.min_tokens,
-            predicted_len=self.max_len if expected is None else len(prompt) + expected,
-            deadline_ms=deadline_ms,
-            priority=params.priority,
-            client=params.client,
-            top_k=max(params.top_k, 0),
-            top_p=params.top_p,
-            min_p=params.min_p,
-            temperature=params.temperature,
-            seed=sample_seed(seed, self.index),
-            stop_ids=self.stop_ids,
-            parent=parent.slot if shares and self.index else -1,
-            parent_arrival=parent.ticket,
-            num_forced=len(self.sent_ids) - len(prompt),
-            penalties=(
-                params.repetition_penalty,
-                params.presence_penalty,
-                params.frequency_penalty,
-            ),
-            edits=edits,
-            total_len=1 if self.echo_left > 0 else 0,
-            mask_len=len(prompt) if self.is_bound else 0,
-            num_logprobs=max(1, *asked) if asked else 0,
-            num_forks=len(self.group) - 1 if shares and self.index == 0 else 0,
-            **beams,
-        )
 
 
 @dataclass(frozen=True)

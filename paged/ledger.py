@@ -1,15 +1,19 @@
 """What the host knows of the requests on the device, from the events of the steps it has read.
 
-The counts are kept as they change, so that a step costs the host little however many requests are
-live: what it does for each token is to append it.
+The counts are kept as they change, and what is drawn is written down for all requests at once, so
+that a step costs the host little however many are live.
 """
 
 from itertools import islice
+from typing import Any
 
-from paged.intake import LiveRequest
+import numpy as np
+
 from paged.kernels.control.columns import REASON_ABORT, REASON_ERROR, REASON_LENGTH, REASON_STOP
+from paged.live_request import LiveRequest
 from paged.mailbox import Report
 from paged.state import Sizes
+from paged.transcript import Transcript
 
 REASONS = {
     REASON_STOP.value: "stop",
@@ -35,11 +39,14 @@ class Ledger:
         self.num_beams = 0  # of the requests, those that are beams
         self.free_pages: int | None = None  # None: no step has reported yet
         self.shortfall = 0
-        self._by_slot: list[LiveRequest | None] = [None] * num_slots
+        self.ended: list[LiveRequest] = []  # those that the last step ended
+        self._by_slot = np.full(num_slots, None)  # LiveRequest
+        self._transcript = Transcript(num_slots)
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._waiting: dict[int, LiveRequest] = {}  # by slot
         self._waiting_tokens = 0
-        self._prefill_tokens = 0  # that running requests have to compute before they draw
+        self._prefilling = np.zeros(num_slots, bool)  # admitted, and has drawn nothing since
+        self._prefill_tokens = 0  # that those have to compute before they draw
         self._drafted = 0  # draft tokens of the last step
         self._blocked = False  # the last step had room for waiting requests and took none
 
@@ -66,11 +73,11 @@ class Ledger:
 
     def names(self) -> list[str]:
         """Ids of the requests, for messages."""
-        return [live.output.request_id for live in self._by_slot if live is not None]
+        return [live.request_id for live in self._by_slot if live is not None]
 
     def enter(self, live: LiveRequest) -> None:
         """Give a slot to a request; there must be one."""
-        live.slot = self._free_slots.pop()
+        live.enter(self._free_slots.pop(), self._transcript)
         self._by_slot[live.slot] = live
         self.num_beams += live.beams is not None
         self._wait(live)
@@ -105,7 +112,7 @@ class Ledger:
 
         Of each that ended, `completion.finish_reason` is set and its slot is free.
         """
-        by_slot: list = self._by_slot
+        by_slot: Any = self._by_slot
         if self.num_beams:
             self._follow_beams(report)
         for slot, cached in zip(report.admitted_slots, report.cached_tokens):
@@ -115,8 +122,8 @@ class Ledger:
         touched = self._take_tokens(report, now)
         for slot, top in report.tops.items():
             by_slot[slot].take_top(top)
-        for slot, reason in zip(report.end_slots, report.end_reasons):
-            live = by_slot[slot]
+        self.ended = [by_slot[slot] for slot in report.end_slots]
+        for live, reason in zip(self.ended, report.end_reasons):
             self._leave(live, REASONS[reason])
             # The others drew a token, but for beams whose search has stopped.
             if reason in (REASON_ABORT.value, REASON_ERROR.value) or (
@@ -136,37 +143,45 @@ class Ledger:
         return touched
 
     def _take_tokens(self, report: Report, now: float) -> list[LiveRequest]:
-        """Append what was drawn; returns the requests that drew."""
-        by_slot: list = self._by_slot
-        touched: list[LiveRequest] = []
-        for slot, token, logprob in zip(report.token_slots, report.token_ids, report.logprobs):
-            live = by_slot[slot]
-            live.token_ids.append(token)
-            live.logprobs.append(logprob)
-            metrics = live.output.metrics
-            metrics.last_token_time = now
-            metrics.num_output_tokens += 1
-            if live.prefilling:
-                self._end_prefill(live, now)
-            if not touched or touched[-1] is not live:  # several tokens of a row come together
-                touched.append(live)
-        return touched
+        """Write down what was drawn; returns the requests that drew."""
+        by_slot: Any = self._by_slot
+        slots, token_ids, logprobs = report.token_slots, report.token_ids, report.logprobs
+        if self.num_draft_tokens:  # a row may have drawn several; they come together
+            place = np.arange(len(slots)) - np.searchsorted(slots, slots)
+            for turn in range(place.max(initial=-1) + 1):
+                those = place == turn
+                self._write(slots[those], token_ids[those], logprobs[those], now)
+            slots = slots[place == 0]
+        else:
+            self._write(slots, token_ids, logprobs, now)
+        for slot in slots[self._prefilling[slots]].tolist():
+            self._end_prefill(by_slot[slot], now)
+        return by_slot[slots].tolist()
+
+    def _write(
+        self, slots: np.ndarray, token_ids: np.ndarray, logprobs: np.ndarray, now: float
+    ) -> None:
+        for slot in self._transcript.due():
+            live = self._by_slot[slot]
+            if live is not None:
+                live.hear()
+        self._transcript.write(slots, token_ids, logprobs, now)
 
     def _end_prefill(self, live: LiveRequest, now: float) -> None:
-        live.prefilling = False
+        self._prefilling[live.slot] = False
         self._prefill_tokens -= live.to_prefill
-        metrics = live.output.metrics
-        metrics.first_token_time = metrics.first_token_time or now
+        live.metrics.first_token_time = live.metrics.first_token_time or now
 
     def _follow_beams(self, report: Report) -> None:
         """Tell the searches what their beams did in a step."""
-        by_slot: list = self._by_slot
+        by_slot: Any = self._by_slot
         ended = zip(report.sequence_slots, report.sequence_tokens, report.sequence_scores)
         for slot, token, score in ended:
             by_slot[slot].beams.end(by_slot[slot].index, token, score)
+        slots, tokens = report.token_slots.tolist(), report.token_ids.tolist()
         grown = [
             (by_slot[slot], source, token)
-            for slot, source, token in zip(report.token_slots, report.token_beams, report.token_ids)
+            for slot, source, token in zip(slots, report.token_beams, tokens)
             if by_slot[slot].beams is not None
         ]
         for live, source, token in grown:
@@ -182,33 +197,34 @@ class Ledger:
 
     def _admit(self, live: LiveRequest, num_cached: int) -> None:
         if live.index == 0:
-            live.output.metrics.num_cached_tokens += num_cached
+            live.metrics.num_cached_tokens += num_cached
         del self._waiting[live.slot]
         self._waiting_tokens -= live.to_prefill
-        live.running, live.prefilling = True, True
+        live.running = self._prefilling[live.slot] = True
         live.to_prefill = live.num_tokens - num_cached
         self._prefill_tokens += live.to_prefill
         self.num_running += 1
 
     def _preempt(self, live: LiveRequest) -> None:
-        live.output.metrics.num_preemptions += 1
+        live.metrics.num_preemptions += 1
         self._stop_running(live)
         self._wait(live)
 
     def _stop_running(self, live: LiveRequest) -> None:
         live.running = False
         self.num_running -= 1
-        if live.prefilling:
+        if self._prefilling[live.slot]:
+            self._prefilling[live.slot] = False
             self._prefill_tokens -= live.to_prefill
 
     def _leave(self, live: LiveRequest, reason: str) -> None:
+        slot = live.slot
         if live.running:
             self._stop_running(live)
         else:
-            del self._waiting[live.slot]
+            del self._waiting[slot]
             self._waiting_tokens -= live.to_prefill
-        self._by_slot[live.slot] = None
-        self._free_slots.append(live.slot)
+        live.leave(reason)
+        self._by_slot[slot] = None
+        self._free_slots.append(slot)
         self.num_beams -= live.beams is not None
-        live.slot = -1
-        live.completion.finish_reason = reason

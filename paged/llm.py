@@ -13,7 +13,7 @@ from paged.engine import Engine
 from paged.eviction.base import ScoreEviction
 from paged.eviction.lru import score as lru
 from paged.graphs import use_graphs
-from paged.intake import LiveRequest, beam_search_output
+from paged.intake import beam_search_output
 from paged.interfaces import (
     Attention,
     Eviction,
@@ -24,6 +24,7 @@ from paged.interfaces import (
     Scheduler,
 )  # fmt: skip
 from paged.kv.paged import PagedKV
+from paged.live_request import LiveRequest
 from paged.logits_processors import logits_processor
 from paged.models.loading import load_model
 from paged.proposers.none import NoProposer
@@ -136,6 +137,7 @@ class LLM:
         self.startup = clock.seconds | {"graph capture": capture}  # seconds of each phase
         self._texts = Texts(self.tokenizer, self.engine)
         self._grown: dict[str, dict[str, RequestOutput]] = {}  # by request: its stream's news
+        self._watched: set[str] = set()  # requests that somebody wants to see, or to stop, growing
 
     def generate(
         self,
@@ -143,10 +145,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[RequestOutput]:
         """Continue every prompt (text, or a list of token ids); outputs in the prompts' order."""
-        requests = self._submit_all(prompts, sampling_params)
-        for _ in self._read(requests):
-            pass
-        return [live.output for live in requests]
+        return self._run(self._submit_all(prompts, sampling_params))
 
     def stream(
         self,
@@ -172,8 +171,7 @@ class LLM:
         if not messages:
             raise ValueError("messages must hold at least one message, got none")
         conversations: Any = [messages] if isinstance(messages[0], dict) else messages
-        prompts = [self.tokenizer.chat_ids(conversation) for conversation in conversations]
-        return self.generate(prompts, sampling_params)
+        return self.generate(list(map(self.tokenizer.chat_ids, conversations)), sampling_params)
 
     def beam_search(
         self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams
@@ -186,10 +184,9 @@ class LLM:
                 requests.append(self.engine.submit_beams(self._ids(prompt), params, prompt=text))
         except ValueError:
             for live in requests:
-                self.abort(live.output.request_id)
+                self.abort(live.request_id)
             raise
-        for _ in self._read(requests):
-            pass
+        self._run(requests)
         decode = None if self.tokenizer is None else self.tokenizer.decode
         return [beam_search_output(live, decode) for live in requests]
 
@@ -197,8 +194,7 @@ class LLM:
         """End a request early; what it has so far stays in its output."""
         self.engine.abort(request_id)
         if not self.engine.is_live(request_id):
-            self._texts.drop(request_id)
-            self._grown.pop(request_id, None)
+            self._forget(request_id)
 
     def _submit_all(
         self,
@@ -222,7 +218,7 @@ class LLM:
                 requests.append(self.submit(prompt, own))
         except ValueError:
             for live in requests:
-                self.abort(live.output.request_id)
+                self.abort(live.request_id)
             raise
         return requests
 
@@ -231,13 +227,13 @@ class LLM:
     ) -> LiveRequest:
         """Queue one request without running it; `engine.step()` or another call's loop will."""
         text = prompt if isinstance(prompt, str) else None
-        ids = self._ids(prompt)
         if self.tokenizer is not None:
             params = with_bad_word_ids(params, self.tokenizer)
         elif params.stop_strings:
             raise ValueError("stop strings need a tokenizer, and this model has none")
-        live = self.engine.submit(ids, params, request_id=request_id, prompt=text)
+        live = self.engine.submit(self._ids(prompt), params, request_id=request_id, prompt=text)
         self._texts.add(live)
+        self._watched.add(live.request_id)
         return live
 
     def _ids(self, prompt: Prompt) -> list[int]:
@@ -249,32 +245,52 @@ class LLM:
             raise ValueError("prompt must hold at least one token, got an empty string")
         return self.tokenizer.encode(prompt)
 
+    def _run(self, requests: Sequence[LiveRequest]) -> list[RequestOutput]:
+        """Run `requests` to their end, with nobody looking on."""
+        for live in requests:
+            self._grown[live.request_id] = {}
+            if not live.params.stop_strings:
+                self._watched.discard(live.request_id)
+        for live in requests:
+            while not live.finished:
+                self._step({})
+        return [live.output for live in requests]
+
     def _read(self, requests: Sequence[LiveRequest]) -> Iterator[RequestOutput]:
         """The stream of `requests`, which grow from now on, read or not."""
         grown: dict[str, RequestOutput] = {}  # by request; what the reader has not seen
         for live in requests:
-            self._grown[live.output.request_id] = grown
+            self._grown[live.request_id] = grown
 
         def read() -> Iterator[RequestOutput]:
             unfinished = deque(requests)
             while True:
                 while grown:
                     yield grown.pop(next(iter(grown)))
-                while unfinished and unfinished[0].output.finished:
+                while unfinished and unfinished[0].finished:
                     unfinished.popleft()
                 if not unfinished and (requests or not self.engine.has_unfinished):
                     return
-                touched = self.engine.step()
-                for live in touched:
-                    self._texts.update(live)
-                    name = live.output.request_id
-                    self._grown.get(name, grown)[name] = live.output
-                for live in touched:
-                    if live.output.finished:
-                        self._grown.pop(live.output.request_id, None)
-                        self._texts.drop(live.output.request_id)
+                self._step(grown)
 
         return read()
+
+    def _step(self, grown: dict[str, RequestOutput]) -> None:
+        """Run a step, and tell the streams; requests of no stream are told to `grown`."""
+        touched = self.engine.step()
+        for live in touched if self._watched else self.engine.ended:
+            name = live.request_id
+            if live.has_ended or name in self._watched:
+                self._texts.update(live)
+                self._grown.get(name, grown)[name] = live.output
+        for live in self.engine.ended:
+            if live.finished:
+                self._forget(live.request_id)
+
+    def _forget(self, request_id: str) -> None:
+        self._texts.drop(request_id)
+        self._grown.pop(request_id, None)
+        self._watched.discard(request_id)
 
 
 def _several(prompts: Prompt | Sequence[Prompt]) -> list[Any]:

@@ -29,7 +29,13 @@ from paged.top_reports import Top, TopReports
 
 HEADER_WORDS = event.HEADER_WORDS.value
 NUM_HEADER_FIELDS = len(HEADER_FIELDS)
-LOW_48 = 2**48 - 1
+TAG_SHIFT = 48
+LAST_KINDS = [
+    event.EVENT_ADMITTED.value,
+    event.EVENT_PREEMPTED.value,
+    event.EVENT_TOKEN.value,
+    event.EVENT_END.value,
+]
 SPIN_SECONDS = 30e-6  # the host polls without a pause for so long,
 FIRST_PAUSE, LAST_PAUSE = 5e-6, 100e-6  # then sleeps, each time twice as long up to the last
 
@@ -55,32 +61,23 @@ class Header(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a step did, request by request; the lists of one kind go together, by slot."""
+    """What a step did, request by request; the columns of one kind go together, by slot."""
 
     header: Header
-    admitted_slots: list[int]
-    cached_tokens: list[int]  # of each, taken from the prefix cache
-    preempted_slots: list[int]
-    dropped_tokens: list[int]
-    token_slots: list[int]
-    token_ids: list[int]
-    logprobs: list[float]
-    end_slots: list[int]
-    end_reasons: list[int]
+    token_slots: np.ndarray  # [num_tokens] int64
+    token_ids: np.ndarray  # [num_tokens] int32
+    logprobs: np.ndarray  # [num_tokens] float32
+    admitted_slots: Sequence[int] = ()
+    cached_tokens: Sequence[int] = ()  # of each, taken from the prefix cache
+    preempted_slots: Sequence[int] = ()
+    dropped_tokens: Sequence[int] = ()
+    end_slots: Sequence[int] = ()
+    end_reasons: Sequence[int] = ()
     tops: Mapping[int, Top] = MappingProxyType({})  # by slot, of those that report them
     token_beams: Sequence[int] = ()  # of each token of a beam, the beam whose sequence it extends
     sequence_slots: Sequence[int] = ()  # beams whose sequence has ended, with their last tokens
     sequence_tokens: Sequence[int] = ()
     sequence_scores: Sequence[float] = ()
-
-
-class EntryViews(NamedTuple):
-    """One step's entry of the event ring, as numpy reads it: all [words]."""
-
-    words: np.ndarray  # int64
-    tags: np.ndarray  # uint16, the top quarter of each word
-    kind_quarters: np.ndarray  # uint16, the quarter below, whose upper four bits are the kind
-    floats: np.ndarray  # float32, the lower half of each word
 
 
 class SilentStep(RuntimeError):
@@ -139,16 +136,9 @@ class Mailbox:
         self._prompts = self.commands.prompts.numpy()
         self._edits = self.commands.edits.numpy()
         self._masks = self.commands.masks.numpy()
-        self._events = self.events.words.numpy()
-        # Views of the same words: [..., 3] is the tag, the lower half of an odd word a float.
-        quarters = self._events.view(np.uint16).reshape(depth, -1, 4)
-        floats = self._events.view(np.float32).reshape(depth, -1, 2)[:, :, 0]
-        self._entries = [
-            EntryViews(self._events[at], quarters[at, :, 3], quarters[at, :, 2], floats[at])
-            for at in range(depth)
-        ]
+        self._entries = list(self.events.words.numpy())
         for at, entry in enumerate(self._entries):
-            entry.tags[:] = at  # entry `at` holds the tags of at + 1 modulo the depth
+            entry.fill(at << TAG_SHIFT)  # entry `at` holds the tags of at + 1 modulo the depth
         self.beams = False  # whether to read what events say of beams
         self._written = 0  # prompt tokens ever put into their ring
         self._consumed = 0  # of those, tokens whose step is known to be over
@@ -203,49 +193,56 @@ class Mailbox:
 
     def poll(self, step: int) -> Report | None:
         """What `step` did, or None while any of its words is still to come; read once."""
-        at, tag = step % self.depth, (step + 1) & 0xFFFF
-        words, tags, kind_quarters, floats = self._entries[at]
-        if tags[0] != tag or tags[:NUM_HEADER_FIELDS].tolist().count(tag) < NUM_HEADER_FIELDS:
+        at = step % self.depth
+        entry, tag = self._entries[at], _tag_of(step)
+        head = entry[:NUM_HEADER_FIELDS] - tag
+        if not _all_valid(head):
             return None
-        header = Header(*[word & LOW_48 for word in words[:NUM_HEADER_FIELDS].tolist()])
+        header = Header._make(head.tolist())
         end = HEADER_WORDS + 2 * header.num_events
-        if np.count_nonzero(tags[HEADER_WORDS:end] != tag):
+        words = entry[HEADER_WORDS:end] - tag
+        if not _all_valid(words):
             return None
-        events = words[HEADER_WORDS:end:2]
-        slots = ((events >> 24) & 0xFFFFF).tolist()
-        values = (events & 0xFFFFFF).tolist()
-        kinds = (kind_quarters[HEADER_WORDS:end:2] >> 12).tolist()  # ascending
-        admitted = kinds.count(event.EVENT_ADMITTED.value)
-        preempted = admitted + kinds.count(event.EVENT_PREEMPTED.value)
-        ended = len(kinds) - kinds.count(event.EVENT_SEQUENCE.value)
-        drawn = ended - kinds.count(event.EVENT_END.value)
-        first = HEADER_WORDS + 1 + 2 * preempted
-        tops = self.tops.read(step, slots[preempted:drawn])
+        report = self._decoded(header, words)
+        tops = self.tops.read(step, report.token_slots)
         if tops is None:
             return None
+        entry[:end] = at << TAG_SHIFT
+        self._consumed = self._marks.pop(step, self._consumed)
+        return report._replace(tops=tops) if tops else report
+
+    def _decoded(self, header: Header, words: np.ndarray) -> Report:
+        """The report of a step, of its events' words without their tags."""
+        events = words[::2]
+        slots = (events >> 24) & 0xFFFFF
+        values = words.view(np.int32)[::4] & 0xFFFFFF  # of the lower half of the first word
+        floats = words.view(np.float32)[2::4]  # the lower half of the second
+        token = event.EVENT_TOKEN.value
+        if not self.beams and header.num_events and events[0] >> 44 == token == events[-1] >> 44:
+            return Report(header, slots, values, floats)  # as most steps are
+        kinds = events >> 44
+        bounds = np.searchsorted(kinds, LAST_KINDS, side="right")
+        admitted, preempted, drawn, ended = bounds.tolist()
         report = Report(
             header,
-            slots[:admitted],
-            values[:admitted],
-            slots[admitted:preempted],
-            values[admitted:preempted],
             slots[preempted:drawn],
             values[preempted:drawn],
-            floats[first : HEADER_WORDS + 2 * drawn : 2].tolist(),
-            slots[drawn:ended],
-            values[drawn:ended],
-            tops,
+            floats[preempted:drawn],
+            slots[:admitted].tolist(),
+            values[:admitted].tolist(),
+            slots[admitted:preempted].tolist(),
+            values[admitted:preempted].tolist(),
+            slots[drawn:ended].tolist(),
+            values[drawn:ended].tolist(),
         )
-        if self.beams:
-            report = report._replace(
-                token_beams=kind_quarters[first : HEADER_WORDS + 2 * drawn : 2].tolist(),
-                sequence_slots=slots[ended:],
-                sequence_tokens=values[ended:],
-                sequence_scores=floats[HEADER_WORDS + 1 + 2 * ended : end : 2].tolist(),
-            )
-        tags[:end] = at
-        self._consumed = self._marks.pop(step, self._consumed)
-        return report
+        if not self.beams:
+            return report
+        return report._replace(
+            token_beams=(words[1 + 2 * preempted : 2 * drawn : 2] >> 32).tolist(),
+            sequence_slots=slots[ended:].tolist(),
+            sequence_tokens=values[ended:].tolist(),
+            sequence_scores=floats[ended:].tolist(),
+        )
 
     def wait(self, step: int, is_done: Callable[[], bool], timeout: float) -> Report:
         """Poll until `step` is over, without keeping a core busy: short sleeps after a short spin.
@@ -270,3 +267,14 @@ class Mailbox:
             if waited > SPIN_SECONDS:
                 time.sleep(pause)
                 pause = min(2 * pause, LAST_PAUSE)
+
+
+def _tag_of(step: int) -> int:
+    """The tag of a step's words in its place: an int64 to be taken from them."""
+    tag = (step + 1) & 0xFFFF
+    return (tag - (1 << 16) if tag >> 15 else tag) << TAG_SHIFT
+
+
+def _all_valid(words: np.ndarray) -> bool:
+    """Whether all had the tag that was taken from them: what is left has 48 bits."""
+    return int(np.bitwise_or.reduce(words)) >> TAG_SHIFT == 0

@@ -28,7 +28,12 @@ def sample_seed(seed: int, index: int) -> int:
 
 
 def float_bits(value: float) -> int:
-    return struct.unpack("<i", struct.pack("<f", value))[0]
+    return _bits_of(value)[0]
+
+
+def _bits_of(*values: float) -> tuple[int, ...]:
+    """The float32 bits of each, as int32."""
+    return struct.unpack(f"<{len(values)}i", struct.pack(f"<{len(values)}f", *values))
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Submission:
         """The command, in the order of `paged.kernels.control.ingest`; the prompt begins at
         `prompt_at` of its ring."""
         prompt_len = len(self.prompt) - self.num_forced
-        floats = map(float_bits, (self.temperature, self.top_p, self.min_p, *self.penalties))
+        floats = _bits_of(self.temperature, self.top_p, self.min_p, *self.penalties)
         stops = [*self.stop_ids, *[-1] * NUM_STOP_IDS.value][: NUM_STOP_IDS.value]
         return (
             command.SUBMIT.value, self.slot, prompt_at, self.arrival, self.arrival_ms,

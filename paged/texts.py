@@ -2,7 +2,7 @@
 
 from paged.detokenizer import Detokenizer
 from paged.engine import Engine
-from paged.intake import LiveRequest
+from paged.live_request import LiveRequest
 from paged.tokenizer import Tokenizer
 
 

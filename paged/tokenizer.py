@@ -82,24 +82,36 @@ class IncrementalDecoder:
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:
         self.tokenizer = tokenizer
-        self._window = _context(tokenizer, prompt_ids)
-        self._boundary = len(self._window)
-        self._sent = len(tokenizer.decode(self._window))  # characters of the window that are out
+        self._window: list[int]
+        self._boundary: int
+        self._sent: int  # characters of the window that are out
+        self._keep(_context(tokenizer, prompt_ids))
 
     def add(self, token_ids: Iterable[int]) -> str:
         """The text that the next tokens complete; may be empty."""
-        pieces = []
-        for token_id in token_ids:
-            self._window.append(token_id)
-            text = self.tokenizer.decode(self._window)
-            num_held = len(self._window) - self._boundary
-            if text.endswith(REPLACEMENT) and num_held < LONGEST_CHARACTER:
-                continue
-            pieces.append(text[self._sent :])
-            self._window = self._window[self._boundary :]
-            self._boundary = len(self._window)
-            self._sent = len(self.tokenizer.decode(self._window))
-        return "".join(pieces)
+        token_ids = list(token_ids)
+        if len(token_ids) > LONGEST_CHARACTER:
+            text = self.tokenizer.decode(self._window + token_ids)
+            if REPLACEMENT not in text:  # whole characters: token by token makes the same of them
+                piece = text[self._sent :]
+                self._keep(_context(self.tokenizer, token_ids))
+                return piece
+        return "".join(map(self._add_one, token_ids))
+
+    def _add_one(self, token_id: int) -> str:
+        self._window.append(token_id)
+        text = self.tokenizer.decode(self._window)
+        num_held = len(self._window) - self._boundary
+        if text.endswith(REPLACEMENT) and num_held < LONGEST_CHARACTER:
+            return ""
+        piece = text[self._sent :]
+        self._keep(self._window[self._boundary :])
+        return piece
+
+    def _keep(self, window: list[int]) -> None:
+        """What these tokens say is out; go on behind them."""
+        self._window, self._boundary = window, len(window)
+        self._sent = len(self.tokenizer.decode(window))
 
     def finish(self) -> str:
         """What is left when no more tokens come: an incomplete character, as U+FFFD."""

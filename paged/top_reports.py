@@ -4,7 +4,6 @@ A ring like the mailbox's, with an entry a step and a place a slot; the words ar
 themselves, by the tag of their step, and blanked once read (see mailbox.py).
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,23 +38,29 @@ class TopReports:
         self._words = self.words.numpy()
         self._tags = self._words.view(np.uint16).reshape(depth, num_slots, REPORT_WORDS, 4)[..., 3]
         self._floats = self._words.view(np.float32).reshape(depth, num_slots, REPORT_WORDS, 2)
-        self._num_top = [0] * num_slots
+        self._num_top = np.zeros(num_slots, np.int64)
+        self._num_promised = 0  # slots that have been promised some
         self._tags[:] = np.arange(depth, dtype=np.uint16)[:, None, None]
 
     def promise(self, slot: int, num_top: int) -> None:
         """From the next submission of `slot` on, each of its draws reports `num_top` tokens."""
+        self._num_promised += (num_top > 0) - int(self._num_top[slot] > 0)
         self._num_top[slot] = num_top
 
-    def read(self, step: int, slots: Sequence[int]) -> dict[int, Top] | None:
+    def read(self, step: int, slots: np.ndarray) -> dict[int, Top] | None:
         """The reports of the slots that drew in `step`; None while a word is still to come."""
-        at, tag = step % len(self._words), (step + 1) & 0xFFFF
-        promised = [slot for slot in slots if self._num_top[slot]]
-        for slot in promised:
-            if np.any(self._tags[at, slot, : 2 * (1 + self._num_top[slot])] != tag):
-                return None
         tops: dict[int, Top] = {}
-        for slot in promised:
-            end = 2 * (1 + self._num_top[slot])
+        if not self._num_promised:
+            return tops
+        num_top = self._num_top[slots]
+        at, tag = step % len(self._words), (step + 1) & 0xFFFF
+        ends = {
+            slot: 2 * (1 + count) for slot, count in zip(slots.tolist(), num_top.tolist()) if count
+        }
+        for slot, end in ends.items():
+            if np.any(self._tags[at, slot, :end] != tag):
+                return None
+        for slot, end in ends.items():
             values = (self._words[at, slot, :end:2] & 0xFFFFFF).tolist()
             logprobs = self._floats[at, slot, 1:end:2, 0].tolist()
             tops[slot] = Top(values[0], values[1:], logprobs[1:])

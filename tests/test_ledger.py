@@ -3,13 +3,15 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from paged.graphs import regimes
-from paged.intake import Limits, LiveRequest
+from paged.intake import Limits
 from paged.kernels.control.columns import REASON_ABORT, REASON_LENGTH
 from paged.kv.paged import PagedKV
 from paged.ledger import Ledger
+from paged.live_request import LiveRequest
 from paged.mailbox import Header, Report
 from paged.request import SamplingParams
 from paged.state import Sizes
@@ -31,9 +33,9 @@ def report(admitted=(), preempted=(), drawn=(), ends=(), **header) -> Report:
     counts = dict.fromkeys(Header._fields, 0) | {"num_admitted": len(admitted)} | header
     return Report(
         Header(**counts),
+        np.array(drawn, np.int64), np.full(len(drawn), 7), np.full(len(drawn), -1.0, np.float32),
         [slot for slot, _ in admitted], [cached for _, cached in admitted],
         list(preempted), [0] * len(preempted),
-        list(drawn), [7] * len(drawn), [-1.0] * len(drawn),
         [slot for slot, _ in ends], [reason for _, reason in ends],
     )  # fmt: skip
 
@@ -43,7 +45,7 @@ def expected_guess(ledger: Ledger, requests: list[LiveRequest], blocked: bool) -
     waiting = [live for live in ledger._waiting.values() if live in requests]
     running = [live for live in requests if live.running]
     seats = 0 if blocked else SIZES.max_num_seqs - len(running)
-    prompts = sum(live.to_prefill for live in running if live.prefilling)
+    prompts = sum(live.to_prefill for live in running if ledger._prefilling[live.slot])
     prompts += sum(live.to_prefill for live in waiting[:seats])
     rows = len(running) + min(seats, len(waiting))
     capacity = next((size for size in CAPACITIES if size >= prompts + rows), CAPACITIES[-1])

@@ -7,9 +7,9 @@ import torch
 from rich.console import Console
 
 from paged.engine import StepStats
-from paged.intake import LiveRequest
 from paged.kernels.control.columns import HEAD, NUM_CACHED
 from paged.kv.paged import PagedKV
+from paged.live_request import LiveRequest
 from paged.request import CompletionOutput, RequestMetrics, RequestOutput, SamplingParams
 from paged.state import RUNNING, PagePool, RequestTable, Sizes
 from paged.tasks.metrics import RunMetrics, table

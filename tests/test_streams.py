@@ -67,3 +67,31 @@ def test_a_stream_ends_when_its_request_is_aborted(device):
     queued = llm.stream([5, 6], GREEDY)
     llm.abort("2")  # before any step: it ends at once, and there is nothing to show
     assert list(queued) == []
+
+
+def test_generate_looks_at_an_output_when_it_has_ended(device):
+    """Unless it may meet a stop string; and what streams and others want to see, they see."""
+    llm = make_llm()
+    looks: dict[str, int] = {}
+    update = llm._texts.update
+
+    def look(live):
+        looks[live.request_id] = looks.get(live.request_id, 0) + 1
+        update(live)
+
+    llm._texts.update = look
+    first = llm.generate(MINE + OTHERS, GREEDY)
+    assert looks == {"0": 1, "1": 1, "2": 1}
+    stream = llm.stream(MINE[0], GREEDY)
+    text = first[0].outputs[0].text
+    stops = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, stop=text[:1])
+    again = llm.generate(MINE + OTHERS, [stops, GREEDY, GREEDY])
+    assert looks["3"] == 3, "a stream's is followed, whoever runs the steps"
+    assert looks["5"] == looks["6"] == 1
+    assert again[0].outputs[0].text == ""
+    assert again[0].outputs[0].stop_reason == text[:1]
+    assert [one.outputs[0].text for one in again[1:]] == [one.outputs[0].text for one in first[1:]]
+    assert next(stream).outputs[0].text == text
+    assert not llm._watched
+    assert not llm._grown
+    assert len(llm._texts) == 0

@@ -97,6 +97,24 @@ def test_pieces_of_random_tokens_join_to_their_decoding(byte_level):
         assert "".join(pieces) == byte_level.decode(ids)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_many_tokens_at_once_have_the_text_they_have_one_by_one(tokenizer, seed):
+    """Whole characters and bytes that are none, in any pieces, with more behind them."""
+    rng = random.Random(seed)
+    prompt = tokenizer.encode("the cat")
+    whole = tokenizer.encode(" " + TEXT * 5)
+    garbage = [rng.randrange(1, 257) for _ in range(100)]
+    for tokens in (whole, garbage, whole + garbage + whole):
+        one_by_one = IncrementalDecoder(tokenizer, prompt)
+        expected = "".join(one_by_one.add([token]) for token in tokens) + one_by_one.finish()
+        decoder, at, text = IncrementalDecoder(tokenizer, prompt), 0, ""
+        while at < len(tokens):
+            count = rng.choice((1, 2, 17, 40, 1000))
+            text += decoder.add(tokens[at : at + count])
+            at += count
+        assert text + decoder.finish() == expected
+
+
 def test_the_window_stays_short(byte_level):
     decoder = IncrementalDecoder(byte_level)
     longest = 0

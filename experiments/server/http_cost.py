@@ -11,15 +11,18 @@ import asyncio
 import json
 import multiprocessing
 import os
-import random
 import sys
 import time
-from collections import deque
 from pathlib import Path
+
+import numpy as np
 
 from paged.engine import StepStats
 from paged.intake import Limits
+from paged.kernels.control.columns import REASON_ABORT, REASON_LENGTH
 from paged.kv.paged import PagedKV
+from paged.ledger import Ledger
+from paged.mailbox import Header, Report
 from paged.models.config import find_model
 from paged.request import SamplingParams
 from paged.server.runner import ServerSettings, serve_forever
@@ -39,43 +42,58 @@ SIZES = Sizes(
 
 
 class StandInEngine:
-    """As much of an engine as the loop uses."""
+    """As much of an engine as the loop uses: the host's books, and a device that draws anything."""
 
     def __init__(self, vocab_size: int) -> None:
         self.sizes, self.limits = SIZES, Limits(SIZES, vocab_size, (), PagedKV().peak_pages)
         self.constraints = Constraints(None, vocab_size)
+        self.ledger = Ledger(SIZES, (SIZES.max_num_batched_tokens,))
         self.on_step = lambda stats: None
+        self.report: Report | None = None
         self.num_steps = 0
-        self._live: deque = deque()
-        self._random = random.Random(0)
+        self._left = np.zeros(SIZES.num_slots, np.int64)  # tokens to draw, by slot
+        self._entered: list[int] = []
+        self._aborted: list[int] = []
+        self._random = np.random.default_rng(0)
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self._live)
+        return len(self.ledger) > 0
 
     def submit(self, ids: list[int], params: SamplingParams, *, request_id: str):
         live = self.limits.accept(ids, params, request_id, None, self.num_steps)
-        live.running = True
-        self._live.extend(live.group)
+        for one in live.group:
+            self.ledger.enter(one)
+            self._left[one.slot] = one.max_len - len(ids)
+            self._entered.append(one.slot)
         return live
 
     def stop(self, live, num_tokens: int, stop: str) -> None:
-        live.completion.finish_reason = "abort"
-        self._live.remove(live)
+        live.cut(num_tokens, stop)
+        self._left[live.slot] = 0
+        self._aborted.append(live.slot)
 
     def step(self) -> list:
         time.sleep(STEP_SECONDS)
-        touched = list(self._live)
-        for live in touched:
-            live.token_ids.append(self._random.randrange(300, 1000))
-            live.logprobs.append(-1.0)
-            if live.num_tokens == live.max_len:
-                live.completion.finish_reason = "length"
-                self._live.remove(live)
+        slots = np.flatnonzero(self._left)
+        self._left[slots] -= 1
+        ended = slots[self._left[slots] == 0].tolist()
+        self.report = Report(
+            Header(*[0] * len(Header._fields)),
+            slots,
+            self._random.integers(300, 1000, len(slots), dtype=np.int32),
+            np.full(len(slots), -1, np.float32),
+            admitted_slots=self._entered,
+            cached_tokens=[0] * len(self._entered),
+            end_slots=ended + self._aborted,
+            end_reasons=[REASON_LENGTH.value] * len(ended)
+            + [REASON_ABORT.value] * len(self._aborted),
+        )
+        self._entered, self._aborted = [], []
         self.num_steps += 1
         counts = dict.fromkeys(StepStats.__dataclass_fields__, 0)
-        self.on_step(StepStats(**counts | {"num_tokens": len(touched)}))
-        return touched
+        self.on_step(StepStats(**counts | {"num_tokens": len(slots)}))
+        return self.ledger.apply(self.report, SIZES.max_num_batched_tokens, time.perf_counter())
 
 
 class StandIn:

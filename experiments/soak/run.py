@@ -29,8 +29,8 @@ from dataclasses import dataclass, field
 import torch
 
 from paged.engine import Engine
-from paged.intake import LiveRequest
 from paged.kv.paged import PagedKV
+from paged.live_request import LiveRequest
 from paged.llm import LLM
 from paged.request import SamplingParams
 from paged.schedulers.base import RankScheduler

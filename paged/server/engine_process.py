@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
+
 from paged.engine import StepStats
-from paged.intake import LiveRequest
+from paged.live_request import LiveRequest
 from paged.llm import LLM
+from paged.mailbox import Report
 from paged.request import Logprob
 from paged.server.inspection import Profile, reset_prefix_cache, snapshot
 from paged.server.wire import (
@@ -60,7 +63,7 @@ class Tracked:
     """An output of a live request, and what of it has been reported."""
 
     live: LiveRequest
-    num_sent: int = 0
+    begun: bool = False  # something has been reported; from then on, what a step brings is new
     num_cached_tokens: int = 0  # at its first admission; later ones are after a preemption
     admitted: float | None = None  # when that was
 
@@ -78,6 +81,8 @@ class EngineLoop:
         self.engine, self.connection, self.outbox = llm.engine, connection, outbox
         self.profile_dir = profile_dir
         self.tracked: dict[int, Tracked] = {}
+        # By slot, the key of an output whose next token is only to be passed on; else -1.
+        self._plain_keys = np.full(self.engine.sizes.num_slots, -1)
         self._steps: list[StepStats] = []
         self._profile: Profile | None = None
         self.engine.on_step = self._steps.append
@@ -133,6 +138,8 @@ class EngineLoop:
         if tracked is None:
             return
         live = tracked.live
+        if live.slot >= 0:
+            self._plain_keys[live.slot] = -1
         self.engine.stop(live, len(live.completion.token_ids), "")
         if live.has_ended:  # it was queued: no step will report its end
             del self.tracked[key]
@@ -141,53 +148,71 @@ class EngineLoop:
         """Send what a step has brought."""
         now = time.perf_counter()
         messages: list[object] = []
-        keys, token_ids, logprobs = array("q"), array("i"), array("d")
         if self._steps and self._steps[-1].num_admitted:
             self._note_admissions(now - self._steps[-1].seconds)
-        for live in touched:
-            key = int(live.output.request_id) + live.index
-            tracked = self.tracked.get(key)
-            if tracked is None:
-                continue
-            completion = live.completion
-            if not completion.token_ids and not live.has_ended:
-                continue  # a prompt whose log-probabilities are wanted comes token by token
-            plain = tracked.num_sent and not live.has_ended and not live.params.logprobs
-            if plain and len(completion.token_ids) == tracked.num_sent + 1:
-                tracked.num_sent += 1
-                keys.append(key)
-                token_ids.append(completion.token_ids[-1])
-                logprobs.append(completion.logprobs[-1])
-                continue
-            is_first = tracked.num_sent == 0
-            if is_first:
-                tracked.num_cached_tokens = live.output.metrics.num_cached_tokens
-            first, tracked.num_sent = tracked.num_sent, len(completion.token_ids)
-            of_prompt = is_first and live.index == 0
-            prompt_logprobs = live.output.prompt_logprobs if of_prompt else None
-            progress = Progress(
-                key,
-                completion.token_ids[first:],
-                completion.logprobs[first:],
-                tracked.num_cached_tokens,
-                [_most_probable(top) for top in completion.top_logprobs[first:]]
-                if live.params.logprobs
-                else None,
-                prompt_logprobs=prompt_logprobs,
-            )
-            if live.has_ended:
-                del self.tracked[key]
-                progress = progress._replace(
-                    finish_reason=completion.finish_reason,
-                    error=live.output.error if completion.finish_reason == "error" else None,
-                    times=_times(tracked, now),
-                )
-            messages.append(progress)
-        if keys:
-            messages.append(Tokens(keys.tobytes(), token_ids.tobytes(), logprobs.tobytes()))
+        if self.engine.report is not None:
+            self._report_tokens(self.engine.report, touched, now, messages)
         if self._steps:
             messages.append(self._take_steps())
         self.outbox.put(*messages)
+
+    def _report_tokens(
+        self, report: Report, touched: list[LiveRequest], now: float, messages: list[object]
+    ) -> None:
+        """What a step has drawn: nearly always a token each, which are passed on as columns."""
+        if report.end_slots:
+            self._plain_keys[report.end_slots] = -1
+        slots, counts = report.token_slots, None
+        columns = (report.token_ids, report.logprobs)
+        if self.engine.sizes.num_draft_tokens:  # some may have drawn several
+            slots, rows, counts = np.unique(slots, return_index=True, return_counts=True)
+            columns = (report.token_ids[rows], report.logprobs[rows])
+        keys = self._plain_keys[slots]
+        plain = keys >= 0 if counts is None else (keys >= 0) & (counts == 1)
+        others = np.flatnonzero(~plain).tolist()
+        if len(others) < len(slots):
+            messages.append(Tokens(*(column[plain].tobytes() for column in (keys, *columns))))
+        for row in others:
+            self._progress(touched[row], 1 if counts is None else int(counts[row]), now, messages)
+        for live in touched[len(slots) :]:
+            self._progress(live, 0, now, messages)
+
+    def _progress(
+        self, live: LiveRequest, num_new: int, now: float, messages: list[object]
+    ) -> None:
+        """What an output has brought that is more than a token: `num_new` of them, or its end."""
+        key = int(live.request_id) + live.index
+        tracked = self.tracked.get(key)
+        completion = live.completion
+        if tracked is None or not (completion.token_ids or live.has_ended):
+            return  # a prompt whose log-probabilities are wanted comes token by token
+        is_first, tracked.begun = not tracked.begun, True
+        if is_first:
+            tracked.num_cached_tokens = live.metrics.num_cached_tokens
+        if live.stop_met is not None:
+            num_new = 0  # what is drawn now is no output
+        first = 0 if is_first else len(completion.token_ids) - num_new
+        of_prompt = is_first and live.index == 0
+        progress = Progress(
+            key,
+            completion.token_ids[first:],
+            completion.logprobs[first:],
+            tracked.num_cached_tokens,
+            [_most_probable(top) for top in completion.top_logprobs[first:]]
+            if live.params.logprobs
+            else None,
+            prompt_logprobs=live.output.prompt_logprobs if of_prompt else None,
+        )
+        if live.has_ended:
+            del self.tracked[key]
+            progress = progress._replace(
+                finish_reason=completion.finish_reason,
+                error=live.output.error if completion.finish_reason == "error" else None,
+                times=_times(tracked, now),
+            )
+        elif not live.params.logprobs and live.stop_met is None:
+            self._plain_keys[live.slot] = key
+        messages.append(progress)
 
     def _note_admissions(self, began: float) -> None:
         """A step that began then has admitted requests."""
@@ -248,7 +273,7 @@ def _most_probable(top: dict[int, Logprob]) -> Top:
 
 def _times(tracked: Tracked, now: float) -> tuple[float, float, float]:
     """Seconds from arrival to admission, from there to the first token, from there to the end."""
-    metrics = tracked.live.output.metrics
+    metrics = tracked.live.metrics
     admitted = now if tracked.admitted is None else tracked.admitted
     first = now if metrics.first_token_time is None else metrics.first_token_time
     arrival = metrics.arrival_time

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from paged.engine import Engine
-from paged.intake import LiveRequest
 from paged.kernels.control.columns import COLUMN_NAMES
+from paged.live_request import LiveRequest
 from paged.state import FINISHED, FREE, PREEMPTED, RUNNING, WAITING, PagePool
 
 STATUS = {

@@ -68,7 +68,7 @@ class Tokens(NamedTuple):
 
     keys: bytes  # int64
     token_ids: bytes  # int32
-    logprobs: bytes  # float64
+    logprobs: bytes  # float32
 
 
 class Reply(NamedTuple):
@@ -113,7 +113,7 @@ class Failed(NamedTuple):
 
 def unpacked(tokens: Tokens) -> Iterator[tuple[int, int, float]]:
     """(key, token, logprob) of each."""
-    return zip(array("q", tokens.keys), array("i", tokens.token_ids), array("d", tokens.logprobs))
+    return zip(array("q", tokens.keys), array("i", tokens.token_ids), array("f", tokens.logprobs))
 
 
 class Outbox:

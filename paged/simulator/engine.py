@@ -13,13 +13,13 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from paged.engine import Engine
-from paged.intake import LiveRequest
 from paged.interfaces import Eviction, KVManager, Scheduler
 from paged.kernels.control.draw_known import draw_known
 from paged.kernels.control.ingest import ingest
 from paged.kernels.control.swap import swap
 from paged.kernels.control.update import update
 from paged.ledger import Ledger
+from paged.live_request import LiveRequest
 from paged.mailbox import Report
 from paged.request import SamplingParams
 from paged.simulator.known import KnownAnswers

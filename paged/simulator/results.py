@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from paged.intake import LiveRequest
+from paged.live_request import LiveRequest
 from paged.mailbox import Report
 from paged.simulator.engine import SimulatedEngine, Work
 from paged.simulator.totals import SPLIT, Totals

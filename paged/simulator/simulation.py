@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from paged.intake import LiveRequest
+from paged.live_request import LiveRequest
 from paged.request import SamplingParams
 from paged.simulator.engine import TimedEngine
 from paged.workloads.request import content_tokens

@@ -12,8 +12,8 @@ from collections import deque
 import numpy as np
 
 from paged.edits import Edits, TokenMask, mask_of
-from paged.intake import LiveRequest
 from paged.kernels.logit_edits import EDIT_MASK
+from paged.live_request import LiveRequest
 from paged.request import StructuredOutputsParams
 
 

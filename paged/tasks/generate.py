@@ -10,7 +10,7 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 from rich.text import Text
 
 from paged.engine import StepStats
-from paged.intake import LiveRequest
+from paged.live_request import LiveRequest
 from paged.llm import LLM
 from paged.loggers.base import Logger
 from paged.request import RequestOutput, SamplingParams

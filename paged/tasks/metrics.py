@@ -10,8 +10,8 @@ import torch
 from rich.table import Table
 
 from paged.engine import Engine, StepStats
-from paged.intake import LiveRequest
 from paged.kernels.control.columns import COLUMN_NAMES
+from paged.live_request import LiveRequest
 
 PERCENTILES = (50, 90, 99)
 

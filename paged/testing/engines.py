@@ -9,9 +9,9 @@ from paged.attention.reference import ReferenceAttention
 from paged.engine import Engine
 from paged.eviction.base import ScoreEviction
 from paged.eviction.lru import score as lru
-from paged.intake import LiveRequest
 from paged.interfaces import Eviction, KVManager, LogitsProcessor, Proposer, Sampler, Scheduler
 from paged.kv.paged import PagedKV
+from paged.live_request import LiveRequest
 from paged.mailbox import Mailbox
 from paged.request import SamplingParams
 from paged.samplers.greedy import GreedySampler

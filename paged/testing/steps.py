@@ -225,7 +225,8 @@ class Steps:
         for slot in report.preempted_slots:
             self.live[slot].num_preemptions += 1
         self._follow_beams(report)
-        for slot, token, logprob in zip(report.token_slots, report.token_ids, report.logprobs):
+        drawn = (report.token_slots, report.token_ids, report.logprobs)
+        for slot, token, logprob in zip(*(column.tolist() for column in drawn)):
             request = self.live[slot]
             if request.search is not None:
                 continue
@@ -249,7 +250,8 @@ class Steps:
             assert request.search is not None, "a sequence of no beam has ended"
             request.search.end(request.index, token, score)
         searches = set()
-        for slot, source, token in zip(report.token_slots, report.token_beams, report.token_ids):
+        slots, tokens = report.token_slots.tolist(), report.token_ids.tolist()
+        for slot, source, token in zip(slots, report.token_beams, tokens):
             request = self.live[slot]
             if request.search is not None:
                 request.search.append(request.index, source, token)

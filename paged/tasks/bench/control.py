@@ -16,9 +16,9 @@ from paged.attention.reference import ReferenceAttention
 from paged.engine import Engine
 from paged.eviction.base import ScoreEviction
 from paged.eviction.lru import score as lru
-from paged.intake import LiveRequest
 from paged.kernels.launch import interpreted
 from paged.kv.paged import PagedKV
+from paged.live_request import LiveRequest
 from paged.llm import LLM
 from paged.request import SamplingParams
 from paged.samplers.greedy import GreedySampler

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from paged.engine import StepStats
-from paged.intake import LiveRequest
+from paged.live_request import LiveRequest
 from paged.llm import LLM
 from paged.request import RequestOutput, SamplingParams
 from paged.tasks.generate import request_record
