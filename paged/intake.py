@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,9 +42,8 @@ class Limits:
     ) -> LiveRequest:
         """The request's first output, ready to queue with its group. Raises ValueError if it could
         never be served. An array of ids stays one in the output: for whoever has very many."""
-        ids: Any = prompt_token_ids
-        if not isinstance(ids, np.ndarray):
-            ids = list(map(int, ids))
+        is_array = isinstance(prompt_token_ids, np.ndarray)
+        ids: Any = prompt_token_ids if is_array else list(map(int, prompt_token_ids))
         longest = self.sizes.max_model_len
         ids = ids[len(ids) - params.keep_of_prompt(len(ids), longest) :]
         if not len(ids):
@@ -53,10 +53,8 @@ class Limits:
                 f"prompt must be shorter than max_model_len ({longest}) to leave room for output, "
                 f"got {len(ids)} tokens"
             )
-        least, most = np.min, np.max
-        if not isinstance(ids, np.ndarray):
-            least, most = min, max
-        if least(ids) < 0 or most(ids) >= self.vocab_size:
+        least, most = (np.min(ids), np.max(ids)) if is_array else (min(ids), max(ids))
+        if least < 0 or most >= self.vocab_size:
             wrong = next(token for token in ids if not 0 <= token < self.vocab_size)
             raise ValueError(
                 f"prompt token ids must be in [0, {self.vocab_size}), the vocabulary, got {wrong}"
