@@ -103,7 +103,7 @@ def write_report(
             about.append(pictures.MISSING)
     text = "\n\n".join(about)
     (path / "table.md").write_text(f"{markdown(cells, confidence)}\n{text}\n")
-    (path / "table.tex").write_text(latex(cells))
+    (path / "table.tex").write_text(latex(cells, confidence))
     write_csv(cells, path / "table.csv")
     console.print(shown(cells))
     for note in about:
