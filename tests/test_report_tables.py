@@ -1,11 +1,13 @@
-"""The tables of a report as a paper takes them: LaTeX, units."""
+"""The tables of a report as a paper takes them: LaTeX, units, and what has to be said below."""
 
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from paged.tasks.report.runs import Arm, Run
 from paged.tasks.report.tables import compare, latex, with_unit
+from paged.tasks.report.task import write_report
 
 
 def arms(**values: list[float]) -> list[Arm]:
@@ -61,3 +63,18 @@ def test_one_arm_has_nothing_to_differ_from():
 )
 def test_times_and_rates_have_units(metric, shown):
     assert with_unit(metric) == shown
+
+
+def test_an_arm_that_refused_requests_does_not_just_look_fast(tmp_path):
+    manifest = {"device": "a CPU", "git_commit": None}
+    made = [
+        Arm(name, (name,), {(seed, 0): Run(Path(), seed, (), metrics, manifest) for seed in (0, 1)})
+        for name, metrics in (
+            ("all", {"requests": 60.0, "refused": 0.0, "errors": 0.0, "e2e_mean": 2.0}),
+            ("few", {"requests": 12.0, "refused": 48.0, "errors": 1.0, "e2e_mean": 1.0}),
+        )
+    ]
+    write_report(made, tmp_path, Console(quiet=True), plots=False)
+    text = (tmp_path / "table.md").read_text()
+    assert "Note: few served 22 requests, refused 96 and failed 2;" in text
+    assert "Note: all" not in text
