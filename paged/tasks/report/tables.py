@@ -160,8 +160,7 @@ def markdown(cells: Sequence[Cell], confidence: float) -> str:
     """Means, then every difference with its interval."""
     arms, metrics = _axes(cells)
     found = {(cell.arm, cell.metric): cell for cell in cells}
-    head = map(with_unit, metrics)
-    lines = ["| | " + " | ".join(head) + " |", "|---|" + "---|" * len(metrics)]
+    lines = ["| | " + " | ".join(map(with_unit, metrics)) + " |", "|---|" + "---|" * len(metrics)]
     for arm in arms:
         row = (_short(found.get((arm, metric))) for metric in metrics)
         lines.append(f"| {arm} | " + " | ".join(row) + " |")
@@ -176,8 +175,8 @@ def markdown(cells: Sequence[Cell], confidence: float) -> str:
             "|---|---|---|---|---|---|---|---|",
         ]
     for cell in effects:
-        row = [cell.arm, with_unit(cell.metric), *_effect_cells(cell)]
-        lines.append("| " + " | ".join(row) + " |")
+        named = [cell.arm, with_unit(cell.metric), *_effect_cells(cell)]
+        lines.append("| " + " | ".join(named) + " |")
     return "\n".join(lines) + "\n"
 
 
