@@ -177,6 +177,11 @@ class ChatRequest(Generate):
     service_tier: str | None = None
     store: bool | None = None
     metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None  # what OpenAI makes of `user`
+    prompt_cache_key: str | None = None  # a hint that is not needed: every prefix is found
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    moderation: dict[str, Any] | None = None
 
 
 class TokenizeRequest(RequestBody):
