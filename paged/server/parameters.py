@@ -94,6 +94,8 @@ def field_named(message: str, body: Generate) -> str | None:
     name = message.partition(" ")[0].rstrip(":").partition(".")[0]
     if name in ("structured_outputs", "StructuredOutputsParams"):
         return grammar_field(body)
+    if name == "beam_width":
+        return "n"
     return name if name in ENGINE_FIELDS or name == "prompt" else None
 
 

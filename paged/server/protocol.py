@@ -85,6 +85,9 @@ class Generate(RequestBody):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    use_beam_search: bool | None = None  # n is its width
+    length_penalty: Annotated[float, Field(ge=-100, le=100)] | None = None
+    early_stopping: bool | None = None
     priority: Small | None = None
     client: Small | None = None
     predicted_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None

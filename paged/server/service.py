@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from paged.bad_words import with_bad_word_ids
+from paged.beams import check_room
 from paged.detokenizer import Detokenizer
 from paged.request import SamplingParams
+from paged.server.beams import beam_search
 from paged.server.client import EngineClient
 from paged.server.errors import ApiError, ClientGone, unknown_model
 from paged.server.generation import Delta, Generation, Sample
@@ -89,13 +91,19 @@ class Service:
         for number, ids in enumerate(prompts):
             kept, limit = output_limit(body, max_tokens, len(ids), self.reader.max_model_len)
             ids = ids[-kept:]
+            search = beam_search(body, max(1, limit))
             # Equal outputs are not one request to the engine: n of them are n requests.
-            together = n if body.temperature != 0 else 1
-            params = sampling_params(body, max(1, limit), together)
+            together = n if search is not None or body.temperature != 0 else 1
+            if search is not None:
+                params = search.sampling()
+            else:
+                params = sampling_params(body, max(1, limit), together)
             try:
                 if self.reader.tokenizer is not None:
                     params = with_bad_word_ids(params, self.reader.tokenizer)
                 self.client.info.limits.accept(ids, params, "", None, 0)
+                if search is not None:
+                    check_room(search, len(ids), self.client.info.sizes, shares=True)
                 if number == 0:
                     self._check_grammar(params)
             except ValueError as error:
@@ -117,6 +125,7 @@ class Service:
                         decoder=self.token_text.decoder(ids, skip_special_tokens=skip),
                     ),
                     only_prompt=max_tokens == 0,
+                    search=search,
                 )
                 for index in range(n)
             ]
