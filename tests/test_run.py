@@ -29,7 +29,7 @@ def finished(tmp_path_factory):
     prompts = [
         {"prompt": shared * 2 + "She"},
         {"prompt": ""},
-        {"prompt": "The dog", "max_tokens": 2},
+        {"prompt": "The dog", "max_tokens": 2, "n": 2},
         {"prompt_token_ids": [5, 6, 7]},
     ]
     path = folder / "prompts.jsonl"
@@ -71,11 +71,13 @@ def test_every_request_and_step_is_recorded(finished):
     assert "at least one token" in requests["1"]["error"]
     assert [len(requests[name]["token_ids"]) for name in "023"] == [4, 2, 4]
     assert requests["2"]["finish_reason"] == "length"
+    assert [len(one["token_ids"]) for one in requests["2"]["outputs"]] == [2, 2]
     assert requests["3"]["prompt_token_ids"] == [5, 6, 7]
     metrics = json.loads((folder / "metrics.json").read_text())
     steps = lines(folder / "steps.jsonl")
     assert metrics["steps"] == len(steps)
-    assert metrics["output_tokens"] == 10
+    assert metrics["output_tokens"] == 12
+    assert metrics["prefix_hit_rate"] <= 1
     assert metrics["computed_tokens"] == sum(step["num_tokens"] for step in steps)
     assert metrics["requests"] == 3
     assert sum(metrics["memory_split"].values()) == pytest.approx(1)

@@ -73,8 +73,11 @@ class RunMetrics:
         outputs = [live.output for live in requests]
         prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
         output_tokens = sum(output.metrics.num_output_tokens for output in outputs)
-        # A preempted request is admitted again, with the tokens it lost to find or to compute.
-        admitted_tokens = prompt_tokens + self.recomputed_tokens
+        # Every output of a request is admitted with its prompt, and after a preemption again,
+        # with the tokens it lost to find or to compute.
+        admitted_tokens = self.recomputed_tokens + sum(
+            len(one.prompt_ids) for live in requests for one in live.group
+        )
         summary: dict[str, Any] = {
             "requests": len(outputs),
             "refused": num_refused,
