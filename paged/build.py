@@ -139,6 +139,7 @@ def engine_settings(
     engine: str = "auto",
     num_slots: int | None = None,
     logits_processors: Sequence[str | dict[str, Any]] = (),
+    grammars: str = "paged.structured.llguidance.LLGuidance",
 ) -> dict[str, Any]:
     """The engine's top-level keys as arguments of `LLM`."""
     return {
@@ -147,6 +148,7 @@ def engine_settings(
         "engine": engine,
         "num_slots": num_slots,
         "logits_processors": list(map(logits_processor, logits_processors)),
+        "grammars": locate("grammars", grammars),
     }
 
 
