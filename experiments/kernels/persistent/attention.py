@@ -30,7 +30,8 @@ def load_page(
     HEAD_DIM: tl.constexpr = HEADS[2]
     PAGE_SIZE: tl.constexpr = HEADS[3]
     key = tl.arange(0, PAGE_SIZE) + nothing
-    page = tl.load(block_table_ptr + row * max_pages + start // PAGE_SIZE, mask=start < end, other=0)
+    page_ptr = block_table_ptr + row * max_pages + start // PAGE_SIZE
+    page = tl.load(page_ptr, mask=start < end, other=0)
     base = cache_ptr + (page.to(tl.int64) * HEADS[1] + kv_head) * (PAGE_SIZE * HEAD_DIM)
     mask = (start + key < end)[:, None]
     ptrs = base + (key[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM // 2)[None, :])
@@ -63,12 +64,13 @@ def prefetch_pages(
     cache_ptr, block_table_ptr, seq_lens_ptr, num_tokens, value_offset, max_pages,
     HEADS: tl.constexpr, GRID: tl.constexpr,
 ):  # fmt: skip
-    """Ask L2 for the first 8 pages of the program's first item, as many threads for each."""
+    """Ask L2 for the first 8 pages of the program's first item, whose threads divide them."""
     HEAD_DIM: tl.constexpr = HEADS[2]
     PAGE_SIZE: tl.constexpr = HEADS[3]
     ELEMENT_BYTES: tl.constexpr = cache_ptr.dtype.element_ty.primitive_bitwidth // 8
     THREADS_PER_PAGE: tl.constexpr = GRID[1] // 8
-    PART: tl.constexpr = PAGE_SIZE * HEAD_DIM * ELEMENT_BYTES // THREADS_PER_PAGE
+    ASKING: tl.constexpr = max(THREADS_PER_PAGE // 32, 1)  # at most a thread a warp
+    PART: tl.constexpr = PAGE_SIZE * HEAD_DIM * ELEMENT_BYTES // ASKING
     item = tl.program_id(0)
     row, kv_head = item // (HEADS[1] * HEADS[4]), item // HEADS[4] % HEADS[1]
     if row < num_tokens:
@@ -79,8 +81,9 @@ def prefetch_pages(
             block_table_ptr + row * max_pages + key // PAGE_SIZE, mask=key < end, other=0
         )
         base = cache_ptr + (page.to(tl.int64) * HEADS[1] + kv_head) * (PAGE_SIZE * HEAD_DIM)
-        address = base.to(tl.int64, bitcast=True) + thread % THREADS_PER_PAGE * PART
-        size = (key < end).to(tl.int32) * PART
+        address = base.to(tl.int64, bitcast=True) + thread % THREADS_PER_PAGE // 32 * PART
+        asks = (key < end) & (thread % THREADS_PER_PAGE % 32 == 0)
+        size = asks.to(tl.int32) * PART
         ask_l2(address, size)
         ask_l2(address + value_offset * ELEMENT_BYTES, size)
 
@@ -122,7 +125,8 @@ def attend_split(
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     HALF: tl.constexpr = HEAD_DIM // 2
     WIDTH: tl.constexpr = (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM
-    row, kv_head, split = item // (NUM_KV_HEADS * SPLITS), item // SPLITS % NUM_KV_HEADS, item % SPLITS
+    row, kv_head = item // (NUM_KV_HEADS * SPLITS), item // SPLITS % NUM_KV_HEADS
+    split = item % SPLITS
     start, end, position = split_range(seq_lens_ptr, row, split, HEADS)
     nothing = zero(COMPILED)
     line = tl.arange(0, 16) + nothing
@@ -138,13 +142,11 @@ def attend_split(
     is_key = (line == GROUP)[:, None]
     cos = tl.load(cos_sin_ptr + position * HEAD_DIM + half)[None, :]
     sin = tl.load(cos_sin_ptr + position * HEAD_DIM + HALF + half)[None, :]
-    w_a = tl.where(is_key, tl.load(k_norm_ptr + half)[None, :], tl.load(q_norm_ptr + half)[None, :])
-    w_b = tl.where(
-        is_key, tl.load(k_norm_ptr + HALF + half)[None, :], tl.load(q_norm_ptr + HALF + half)[None, :]
-    )
+    norm = tl.where(is_key, k_norm_ptr, q_norm_ptr) + half[None, :]
+    w_a, w_b = tl.load(norm).to(tl.float32), tl.load(norm + HALF).to(tl.float32)
     scale = tl.rsqrt((tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)) / HEAD_DIM + eps)[:, None]
-    a = ((a * scale).to(DTYPE).to(tl.float32) * w_a.to(tl.float32)).to(DTYPE).to(tl.float32)
-    b = ((b * scale).to(DTYPE).to(tl.float32) * w_b.to(tl.float32)).to(DTYPE).to(tl.float32)
+    a = ((a * scale).to(DTYPE).to(tl.float32) * w_a).to(DTYPE).to(tl.float32)
+    b = ((b * scale).to(DTYPE).to(tl.float32) * w_b).to(DTYPE).to(tl.float32)
     q_first, q_second = (a * cos - b * sin).to(DTYPE), (b * cos + a * sin).to(DTYPE)
     new_first = tl.sum(tl.where(is_key, q_first.to(tl.float32), 0.0), axis=0)
     new_second = tl.sum(tl.where(is_key, q_second.to(tl.float32), 0.0), axis=0)
@@ -214,7 +216,8 @@ def merged_pieces(
             mask = tl.expand_dims(is_live, -1)
             value = tl.load(value_ptrs, mask=mask, other=0.0, cache_modifier=".cg")
             log = tl.load(lse_ptr + here, mask=is_live, other=0.0, cache_modifier=".cg")
-            values, sums = values + (value,), sums + (log,)
+            values += (value,)
+            sums += (log,)
         top = sums[0]
         for split in tl.static_range(1, SPLITS):
             top = tl.maximum(top, sums[split])

@@ -1,6 +1,8 @@
 """The phases against torch without a GPU, a launch each.
 
     TRITON_INTERPRET=1 python experiments/kernels/persistent/check.py
+
+Two layers of a small model in float32, with programs that have several tiles and items.
 """
 
 import torch
@@ -15,10 +17,12 @@ def main() -> None:
             step = Step(lens, 2, SMALL, torch.float32, "cpu")
             config = Config(programs, 4, 0, early, 2, (32, 16, 32, 16), 128)
             step.launch_by_phase(config)
-            exact = step.reference(torch.float32)
+            exact, written = step.reference(torch.float32)
             error = ((step.result() - exact).norm() / exact.norm()).item()
-            print(lens, programs, error, flush=True)
+            kv_error = ((step.written() - written).norm() / written.norm()).item()
+            print(f"{lens}, {programs} programs: {error:.1e}, KV {kv_error:.1e}", flush=True)
             assert error < 1e-5
+            assert kv_error < 1e-5
 
 
 if __name__ == "__main__":

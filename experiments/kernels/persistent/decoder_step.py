@@ -25,7 +25,7 @@ def decoder_step_kernel(
     attn_norm_ptr, qkv_weight_ptr, q_norm_ptr, k_norm_ptr, o_weight_ptr, mlp_norm_ptr,
     up_weight_ptr, down_weight_ptr, cos_sin_ptr, block_table_ptr, seq_lens_ptr, num_tokens_ptr,
     counter_ptr, first_layer, end_layer, value_offset, max_pages, score_scale, eps, poll_limit,
-    PHASES: tl.constexpr, QKV: tl.constexpr, O: tl.constexpr, UP: tl.constexpr,
+    PHASES: tl.constexpr, QKV: tl.constexpr, OUT: tl.constexpr, UP: tl.constexpr,
     DOWN: tl.constexpr, HEADS: tl.constexpr, GRID: tl.constexpr, AHEAD: tl.constexpr,
     EARLY: tl.constexpr, EMPTY: tl.constexpr, BARRIER: tl.constexpr,
 ):  # fmt: skip
@@ -51,7 +51,7 @@ def decoder_step_kernel(
         after = tl.full([], 1, tl.int64) * tl.minimum(layer + 1, end_layer - 1)
         qkv_weight = qkv_weight_ptr + wide * (QKV[0] * QKV[1])
         next_qkv_weight = qkv_weight_ptr + after * (QKV[0] * QKV[1])
-        o_weight = o_weight_ptr + wide * (O[0] * O[1])
+        o_weight = o_weight_ptr + wide * (OUT[0] * OUT[1])
         up_weight = up_weight_ptr + wide * (UP[0] * UP[1])
         down_weight = down_weight_ptr + wide * (DOWN[0] * DOWN[1])
         cache = cache_ptr + wide * 2 * value_offset
@@ -68,7 +68,7 @@ def decoder_step_kernel(
                         cache, block_table_ptr, seq_lens_ptr, num_tokens, value_offset, max_pages,
                         HEADS, GRID,
                     )  # fmt: skip
-                    prefetch_weight(o_weight, O, GRID)
+                    prefetch_weight(o_weight, OUT, GRID)
                 norm = attn_norm_ptr + layer * HIDDEN
                 x = normed_rows(residual_ptr, norm, num_tokens, eps, QKV, GRID)
                 project(units, x, qkv_weight, qkv_ptr, num_tokens, "store", QKV, GRID)
@@ -81,7 +81,7 @@ def decoder_step_kernel(
                     cache, block_table_ptr, seq_lens_ptr, num_tokens, value_offset, max_pages,
                     HEADS, GRID,
                 )  # fmt: skip
-                prefetch_weight(o_weight, O, GRID)
+                prefetch_weight(o_weight, OUT, GRID)
             item = tl.program_id(0)
             if EARLY:
                 k_first, k_second, v = load_keys(
@@ -114,13 +114,13 @@ def decoder_step_kernel(
 
         if FIRST <= 2 and END > 2:
             if EARLY:
-                units = load_first(o_weight, O, GRID)
+                units = load_first(o_weight, OUT, GRID)
             polls = wait(counter_ptr, target, polls, BARRIER)
             if not EMPTY:
                 if not EARLY:
-                    units = load_first(o_weight, O, GRID)
-                x = merged_pieces(partial_ptr, lse_ptr, num_tokens, O, HEADS, GRID)
-                project(units, x, o_weight, residual_ptr, num_tokens, "add", O, GRID)
+                    units = load_first(o_weight, OUT, GRID)
+                x = merged_pieces(partial_ptr, lse_ptr, num_tokens, OUT, HEADS, GRID)
+                project(units, x, o_weight, residual_ptr, num_tokens, "add", OUT, GRID)
             arrive(counter_ptr, BARRIER)
             target += NUM_PROGRAMS
 

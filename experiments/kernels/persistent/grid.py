@@ -66,11 +66,14 @@ def leave(counter_ptr, polls, NUM_PROGRAMS: tl.constexpr, ENABLED: tl.constexpr)
 
 @triton.jit
 def prefetch_bytes(ptr, num_bytes, THREADS: tl.constexpr):
-    """Ask L2 for num_bytes, a multiple of 16 * THREADS, from ptr on: each thread for its part."""
-    part = num_bytes // THREADS
+    """Ask L2 for num_bytes, a multiple of THREADS / 2, from ptr on: a request a warp.
+
+    Requests of the threads of a warp would go out one by one.
+    """
+    part = num_bytes // (THREADS // 32)
     thread = tl.arange(0, THREADS)
-    address = ptr.to(tl.int64, bitcast=True) + thread.to(tl.int64) * part
-    ask_l2(address, part)
+    address = ptr.to(tl.int64, bitcast=True) + (thread // 32).to(tl.int64) * part
+    ask_l2(address, tl.where(thread % 32 == 0, part, 0))
 
 
 @triton.jit

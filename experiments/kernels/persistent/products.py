@@ -4,10 +4,10 @@ A tile is BLOCK_N rows of a weight [N, K], all of K; program p has tiles p, p + 
 A unit is the BLOCK_K columns of a tile that are loaded at once. IN_FLIGHT units are under way in
 registers, the one that is multiplied included.
 
-SEGMENTS == 0: one row of x, products of single elements, summed over threads at the end. Else up to
-ROWS rows on tensor cores, with K cut into SEGMENTS side by side (a batch of the dot product), a warp
-each, so that the chain of dependent multiplies is that much shorter. A piece of x is [BLOCK_K] or
-[SEGMENTS, ROWS, BLOCK_K / SEGMENTS].
+SEGMENTS == 0: one row of x, products of single elements, summed over threads at the end. Else up
+to ROWS rows on tensor cores, with K cut into SEGMENTS side by side (a batch of the dot product), a
+warp each, so that the chain of dependent multiplies is that much shorter. A piece of x is [BLOCK_K]
+or [SEGMENTS, ROWS, BLOCK_K / SEGMENTS].
 
 Constants come in two tuples: SHAPE = (N, K, gated, BLOCK_N, BLOCK_K) of a weight and
 GRID = (NUM_PROGRAMS, THREADS, ROWS, SEGMENTS, IN_FLIGHT, COMPILED).
@@ -58,7 +58,7 @@ def load_first(weight_ptr, SHAPE: tl.constexpr, GRID: tl.constexpr):
     COUNT: tl.constexpr = GRID[4] if GRID[4] < UNITS else UNITS
     units = ()
     for unit in tl.static_range(COUNT):
-        units = units + (load_unit(weight_ptr, unit, SHAPE, GRID),)
+        units += (load_unit(weight_ptr, unit, SHAPE, GRID),)
     return units
 
 

@@ -8,14 +8,13 @@ import math
 from typing import NamedTuple
 
 import torch
-import triton
 from decoder_step import decoder_step_kernel
 
 from paged.kernels.launch import interpreted
 
 PAGE_SIZE = 64
 NUM_PHASES = 5
-POLL_LIMIT = 2_000_000  # of a launch: about a second
+POLL_LIMIT = 200_000  # of a launch: about 0.15 s
 
 
 class Shape(NamedTuple):
@@ -50,7 +49,7 @@ class Step:
         self,
         lens: list[int],
         num_layers: int,
-        shape: Shape = Shape(),
+        shape: Shape | None = None,
         dtype: torch.dtype = torch.bfloat16,
         device: str = "cuda",
     ) -> None:
@@ -60,6 +59,7 @@ class Step:
             x = torch.empty(size, dtype=dtype, device=device)
             return x.normal_(mean, scale, generator=generator)
 
+        shape = shape or Shape()
         self.shape, self.num_layers, self.dtype, self.device = shape, num_layers, dtype, device
         h, d, i = shape.hidden, shape.head_dim, shape.intermediate
         q_size, kv_size = shape.num_heads * d, shape.num_kv_heads * d
@@ -77,9 +77,7 @@ class Step:
         max_pages = -(-max(lens) // PAGE_SIZE)
         pages = torch.randperm(count * max_pages, generator=torch.Generator().manual_seed(0))
         self.block_table = pages.view(count, max_pages).int().to(device)
-        self.cache_start = normal(
-            layers, 2, count * max_pages, shape.num_kv_heads, PAGE_SIZE, d
-        )
+        self.cache_start = normal(layers, 2, count * max_pages, shape.num_kv_heads, PAGE_SIZE, d)
         self.cache = self.cache_start.clone()
         self.seq_lens = torch.tensor(lens, dtype=torch.int32, device=device)
         self.num_tokens = torch.tensor([count], dtype=torch.int32, device=device)
@@ -107,8 +105,12 @@ class Step:
         phases: tuple[int, int] = (0, NUM_PHASES),
         layers: tuple[int, int] | None = None,
         barrier: bool = True,
-    ) -> None:
-        """Phases [first, end) of layers [first, end); several phases want the barrier."""
+        warmup: bool = False,
+    ) -> object:
+        """Phases [first, end) of layers [first, end); several phases want the barrier.
+
+        Returns the compiled kernel, which `warmup` does not launch.
+        """
         shape, first_layer, end_layer = self.shape, *(layers or (0, self.num_layers))
         hidden, d = shape.hidden, shape.head_dim
         widths = self.qkv_weight.shape[1], hidden, 2 * shape.intermediate, hidden
@@ -119,22 +121,22 @@ class Step:
         ]
         threads = 32 * config.num_warps
         compiled = not interpreted()
-        segments = 0 if self.rows == 1 else config.num_warps
-        decoder_step_kernel[(config.num_programs,)](
+        segments = 0 if self.rows == 1 else min(8, config.num_warps)
+        return decoder_step_kernel.run(
             self.residual, self.qkv, self.partial, self.lse, self.activated, self.cache,
             self.attn_norm, self.qkv_weight, self.q_norm, self.k_norm, self.o_weight,
             self.mlp_norm, self.up_weight, self.down_weight, self.cos_sin, self.block_table,
             self.seq_lens, self.num_tokens, self.counter, first_layer, end_layer,
             self.cache[0, 0].numel(), self.block_table.shape[1],
             math.log2(math.e) * d**-0.5, shape.eps, POLL_LIMIT,
-            PHASES=phases, QKV=shapes[0], O=shapes[1], UP=shapes[2], DOWN=shapes[3],
+            PHASES=phases, QKV=shapes[0], OUT=shapes[1], UP=shapes[2], DOWN=shapes[3],
             HEADS=(
                 shape.num_heads, shape.num_kv_heads, d, PAGE_SIZE, self.splits, config.stages,
                 compiled,
             ),
             GRID=(config.num_programs, threads, self.rows, segments, config.in_flight, compiled),
             AHEAD=config.ahead, EARLY=config.early, EMPTY=config.empty, BARRIER=barrier,
-            num_warps=config.num_warps,
+            num_warps=config.num_warps, grid=(config.num_programs,), warmup=warmup,
         )  # fmt: skip
 
     def launch_by_phase(self, config: Config) -> None:
@@ -146,11 +148,18 @@ class Step:
     def result(self) -> torch.Tensor:
         return self.residual[: len(self.lens)].float()
 
-    def reference(self, dtype: torch.dtype) -> torch.Tensor:
-        """The residual behind all layers, [rows, hidden] float32, computed and rounded in dtype."""
+    def written(self) -> torch.Tensor:
+        """The step's own keys and values as the cache has them, [layers, 2, tokens, heads, D]."""
+        position = self.seq_lens.long() - 1
+        page = self.block_table.long().gather(1, position[:, None] // PAGE_SIZE)[:, 0]
+        return self.cache[:, :, page, :, position % PAGE_SIZE].movedim(0, 2).float()
+
+    def reference(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `result` and `written` should be, computed and rounded in dtype."""
         shape, count = self.shape, len(self.lens)
         d, group = shape.head_dim, shape.num_heads // shape.num_kv_heads
         residual = self.residual_start[:count].to(dtype)
+        written = []
 
         def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
             y = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + shape.eps)
@@ -167,15 +176,15 @@ class Step:
             q, k, v = heads.split([shape.num_heads, shape.num_kv_heads, shape.num_kv_heads], 1)
             q = rotated(norm(q, self.q_norm[layer]))
             k = rotated(norm(k, self.k_norm[layer]))
+            written.append(torch.stack([k, v]))
             attended = []
             for row, length in enumerate(self.lens):
-                pages = self.block_table[row].long()
+                pages, before = self.block_table[row].long(), length - 1
                 keys, values = (
-                    torch.cat([x[pages].transpose(1, 2).flatten(0, 1)[: length - 1], new[row, None]])
-                    .repeat_interleave(group, 1)
-                    .float()
+                    torch.cat([x[pages].transpose(1, 2).flatten(0, 1)[:before], new[row, None]])
                     for x, new in zip(self.cache_start[layer], (k, v))
                 )
+                keys, values = (x.repeat_interleave(group, 1).float() for x in (keys, values))
                 scores = torch.einsum("hd,khd->hk", q[row].float(), keys) * d**-0.5
                 attended.append(torch.einsum("hk,khd->hd", scores.softmax(-1), values).flatten())
             x = torch.stack(attended).to(dtype)
@@ -184,4 +193,4 @@ class Step:
             gate, up = (x @ self.up_weight[layer].to(dtype).T).float().chunk(2, -1)
             x = (torch.nn.functional.silu(gate) * up).to(dtype)
             residual = residual + x @ self.down_weight[layer].to(dtype).T
-        return residual.float()
+        return residual.float(), torch.stack(written).float()
