@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable
 
 import torch
+from exchange import WAYS, Exchange
 from step import NUM_PHASES, Config, Step
 from variants import BEST, EMPTY, VARIANTS
 
@@ -125,6 +126,24 @@ def time_barriers() -> None:
             say(f"  {name}: {timed[0]:.0f} us, {timed[0] / LAYERS / NUM_PHASES:.2f} a barrier")
 
 
+def time_exchanges() -> None:
+    for way in WAYS:
+        exchange = Exchange(way, LAYERS * NUM_PHASES)
+        exchange.launch()
+        error = exchange.error()
+        if not error < 1e-3:
+            say(f"  {way}: WRONG, error {error}")
+            continue
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(10):
+            exchange.launch()
+        end.record()
+        torch.cuda.synchronize()
+        us = 1e3 * start.elapsed_time(end) / 10 / exchange.num_rounds
+        say(f"  1,024 values by {way}: {us:.2f} us, error {exchange.error():.0e}")
+
+
 def time_variants(count: int, deadline: float) -> None:
     step = Step([KEYS] * count, LAYERS)
     shape = step.shape
@@ -185,6 +204,7 @@ def main() -> None:
     for count, num_layers in ((1, 2), (16, 2), (4, 2), (1, LAYERS), (16, LAYERS)):
         attempt(check, count, num_layers, VARIANTS[count][BEST[count]])
     attempt(time_barriers)
+    attempt(time_exchanges)
     for count in VARIANTS:
         attempt(time_variants, count, compiled + args.seconds)
     for count in (1, 16):

@@ -84,7 +84,7 @@ class Step:
         angles = torch.arange(max(lens))[:, None] * 1e6 ** -(torch.arange(d // 2) / (d // 2))
         self.cos_sin = torch.cat([angles.cos(), angles.sin()], -1).float().to(device)
 
-        self.splits = max(1, 8 // 2 ** max(0, math.ceil(math.log2(count))))
+        self.splits = min(8, max(1, 16 // 2 ** math.ceil(math.log2(count))))
         nan = {"fill_value": float("nan"), "dtype": dtype, "device": device}
         self.residual_start = normal(rows, h)
         self.residual = self.residual_start.clone()
