@@ -8,6 +8,7 @@ online softmax with them and writes them. So a page can be read before the step 
 import triton
 import triton.language as tl
 from grid import ask_l2, zero
+from words import get_words
 
 
 @triton.jit
@@ -107,15 +108,16 @@ def attend_page(m, l_sum, acc, q_first, q_second, k_first, k_second, v, start, e
 @triton.jit
 def attend_split(
     k_first, k_second, v, qkv_ptr, q_norm_ptr, k_norm_ptr, cos_sin_ptr, cache_ptr, block_table_ptr,
-    seq_lens_ptr, partial_ptr, lse_ptr, item, value_offset, max_pages, score_scale, eps,
-    HEADS: tl.constexpr,
+    seq_lens_ptr, partial_ptr, lse_ptr, item, value_offset, max_pages, score_scale, eps, epoch,
+    zeros, HEADS: tl.constexpr,
 ):  # fmt: skip
     """One item, whose first page is there already; writes its partial result, and split 0 the KV.
 
-    Rows of the tile: the GROUP query heads, then the key, which is normed and rotated like them.
+    Rows of the tile: the GROUP query heads, the key, which is normed and rotated like them, and the
+    value. qkv may be words, with zeros [16, D / 2].
     partial [row, split, head, D] is normalised, lse [row, split, head] its log2 of the sum.
     """
-    DTYPE: tl.constexpr = qkv_ptr.dtype.element_ty
+    DTYPE: tl.constexpr = cache_ptr.dtype.element_ty
     NUM_HEADS: tl.constexpr = HEADS[0]
     NUM_KV_HEADS: tl.constexpr = HEADS[1]
     HEAD_DIM: tl.constexpr = HEADS[2]
@@ -131,14 +133,21 @@ def attend_split(
     nothing = zero(COMPILED)
     line = tl.arange(0, 16) + nothing
     half, dim = tl.arange(0, HALF) + nothing, tl.arange(0, HEAD_DIM) + nothing
-    head = tl.where(line < GROUP, kv_head * GROUP + line, NUM_HEADS + kv_head)
+    head = NUM_HEADS + (line > GROUP).to(tl.int32) * NUM_KV_HEADS + kv_head
+    head = tl.where(line < GROUP, kv_head * GROUP + line, head)
     ptrs = qkv_ptr + row * WIDTH + head[:, None] * HEAD_DIM + half[None, :]
-    is_line = (line <= GROUP)[:, None]
-    a = tl.load(ptrs, mask=is_line, other=0.0, cache_modifier=".cg").to(tl.float32)
-    b = tl.load(ptrs + HALF, mask=is_line, other=0.0, cache_modifier=".cg").to(tl.float32)
-    v_column = (NUM_HEADS + NUM_KV_HEADS + kv_head) * HEAD_DIM + dim
-    v_new = tl.load(qkv_ptr + row * WIDTH + v_column, cache_modifier=".cg")
-
+    if qkv_ptr.dtype.element_ty == tl.int64:
+        a = get_words(ptrs, zeros, epoch, COMPILED)
+        b = get_words(ptrs + HALF, zeros, epoch, COMPILED)
+        is_value = (line == GROUP + 1)[:, None]
+        v_first = tl.sum(tl.where(is_value, a, 0.0), axis=0)
+        v_second = tl.sum(tl.where(is_value, b, 0.0), axis=0)
+        v_new = tl.reshape(tl.trans(tl.join(v_first, v_second)), [HEAD_DIM]).to(DTYPE)
+    else:
+        a = tl.load(ptrs, cache_modifier=".cg").to(tl.float32)
+        b = tl.load(ptrs + HALF, cache_modifier=".cg").to(tl.float32)
+        v_column = (NUM_HEADS + NUM_KV_HEADS + kv_head) * HEAD_DIM + dim
+        v_new = tl.load(qkv_ptr + row * WIDTH + v_column, cache_modifier=".cg")
     is_key = (line == GROUP)[:, None]
     cos = tl.load(cos_sin_ptr + position * HEAD_DIM + half)[None, :]
     sin = tl.load(cos_sin_ptr + position * HEAD_DIM + HALF + half)[None, :]

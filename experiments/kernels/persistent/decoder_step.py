@@ -17,6 +17,7 @@ import triton.language as tl
 from attention import attend_split, load_keys, merged_pieces, prefetch_pages
 from grid import arrive, leave, wait
 from products import load_first, load_pieces, normed_rows, prefetch_weight, project
+from words import put_words
 
 
 @triton.jit(do_not_specialize=["first_layer", "end_layer", "max_pages", "poll_limit"])
@@ -24,17 +25,19 @@ def decoder_step_kernel(
     residual_ptr, qkv_ptr, partial_ptr, lse_ptr, activated_ptr, cache_ptr,
     attn_norm_ptr, qkv_weight_ptr, q_norm_ptr, k_norm_ptr, o_weight_ptr, mlp_norm_ptr,
     up_weight_ptr, down_weight_ptr, cos_sin_ptr, block_table_ptr, seq_lens_ptr, num_tokens_ptr,
-    counter_ptr, first_layer, end_layer, value_offset, max_pages, score_scale, eps, poll_limit,
+    counter_ptr, words_ptr, zeros_ptr, first_layer, end_layer, value_offset, max_pages,
+    score_scale, eps, poll_limit,
     PHASES: tl.constexpr, QKV: tl.constexpr, OUT: tl.constexpr, UP: tl.constexpr,
     DOWN: tl.constexpr, HEADS: tl.constexpr, GRID: tl.constexpr, AHEAD: tl.constexpr,
-    EARLY: tl.constexpr, EMPTY: tl.constexpr, BARRIER: tl.constexpr,
+    EARLY: tl.constexpr, WORDS: tl.constexpr, EMPTY: tl.constexpr, BARRIER: tl.constexpr,
 ):  # fmt: skip
-    """PHASES = (first, end);
-    HEADS = (NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, SPLITS, STAGES,
-    COMPILED).
+    """PHASES = (first, end), from -1, which makes words of the residual, to 5.
+    HEADS = (NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, SPLITS, STAGES, COMPILED).
 
     cache_ptr: [layers, 2, num_pages, NUM_KV_HEADS, PAGE_SIZE, HEAD_DIM], values value_offset
-    elements behind keys. EMPTY: nothing but the barriers.
+    elements behind keys. EMPTY: nothing but the barriers. WORDS: all but attention's partial
+    results go through `words` (two of the residual, qkv, activations), and the one barrier that is
+    left, between attention and o, keeps a layer from overwriting what the last one still reads.
     """
     NUM_PROGRAMS: tl.constexpr = GRID[0]
     NUM_KV_HEADS: tl.constexpr = HEADS[1]
@@ -46,6 +49,22 @@ def decoder_step_kernel(
     num_items = num_tokens * (NUM_KV_HEADS * SPLITS)
     polls = poll_limit
     target = 0
+    first_epoch = tl.load(counter_ptr + 3) + 2
+    flat_zeros, tile_zeros = 0, 0
+    if WORDS:
+        lines = tl.arange(0, 16)[:, None] * (HEADS[2] // 2) + tl.arange(0, HEADS[2] // 2)[None, :]
+        flat_zeros, tile_zeros = (
+            tl.load(zeros_ptr + tl.arange(0, HIDDEN)),
+            tl.load(zeros_ptr + lines),
+        )
+    mid_words = words_ptr  # the residual between o and gate_up
+    end_words = words_ptr + HIDDEN  # between down and the next layer's qkv
+    qkv_words = words_ptr + 2 * HIDDEN
+    activated_words = words_ptr + 2 * HIDDEN + QKV[0]
+    if WORDS and FIRST < 0:
+        column = tl.program_id(0) * DOWN[3] + tl.arange(0, DOWN[3])
+        embedded = tl.load(residual_ptr + column, mask=column < HIDDEN, other=0.0)
+        put_words(end_words + column, embedded, first_epoch - 1, column < HIDDEN)
     for layer in range(first_layer, end_layer):
         wide = tl.full([], 1, tl.int64) * layer
         after = tl.full([], 1, tl.int64) * tl.minimum(layer + 1, end_layer - 1)
@@ -55,11 +74,12 @@ def decoder_step_kernel(
         up_weight = up_weight_ptr + wide * (UP[0] * UP[1])
         down_weight = down_weight_ptr + wide * (DOWN[0] * DOWN[1])
         cache = cache_ptr + wide * 2 * value_offset
+        epoch = first_epoch + layer
 
         if FIRST <= 0 and END > 0:
             if EARLY:
                 units = load_first(qkv_weight, QKV, GRID)
-            polls = wait(counter_ptr, target, polls, BARRIER)
+            polls = wait(counter_ptr, target, polls, BARRIER and not WORDS)
             if not EMPTY:
                 if not EARLY:
                     units = load_first(qkv_weight, QKV, GRID)
@@ -69,11 +89,16 @@ def decoder_step_kernel(
                         HEADS, GRID,
                     )  # fmt: skip
                     prefetch_weight(o_weight, OUT, GRID)
-                norm = attn_norm_ptr + layer * HIDDEN
-                x = normed_rows(residual_ptr, norm, num_tokens, eps, QKV, GRID)
-                project(units, x, qkv_weight, qkv_ptr, num_tokens, "store", QKV, GRID)
-            arrive(counter_ptr, BARRIER)
-            target += NUM_PROGRAMS
+                source = end_words if WORDS else residual_ptr
+                x = load_pieces(source, flat_zeros, num_tokens, epoch - 1, QKV, GRID)[0]
+                x = normed_rows(x, attn_norm_ptr + layer * HIDDEN, eps, QKV, GRID)
+                project(
+                    units, (x,), qkv_weight, qkv_ptr, qkv_words, num_tokens, epoch, "store", QKV,
+                    GRID, WORDS,
+                )  # fmt: skip
+            if not WORDS:
+                arrive(counter_ptr, BARRIER)
+                target += NUM_PROGRAMS
 
         if FIRST <= 1 and END > 1:
             if not EMPTY and AHEAD == 1:
@@ -88,7 +113,7 @@ def decoder_step_kernel(
                     cache, block_table_ptr, seq_lens_ptr, item, num_items, value_offset, max_pages,
                     HEADS,
                 )  # fmt: skip
-            polls = wait(counter_ptr, target, polls, BARRIER)
+            polls = wait(counter_ptr, target, polls, BARRIER and not WORDS)
             if not EMPTY:
                 if AHEAD == 2:
                     prefetch_weight(up_weight, UP, GRID)
@@ -97,12 +122,13 @@ def decoder_step_kernel(
                         cache, block_table_ptr, seq_lens_ptr, item, num_items, value_offset,
                         max_pages, HEADS,
                     )  # fmt: skip
+                source = qkv_words if WORDS else qkv_ptr
                 while item < num_items:
                     attend_split(
-                        k_first, k_second, v, qkv_ptr, q_norm_ptr + layer * HEADS[2],
+                        k_first, k_second, v, source, q_norm_ptr + layer * HEADS[2],
                         k_norm_ptr + layer * HEADS[2], cos_sin_ptr, cache, block_table_ptr,
                         seq_lens_ptr, partial_ptr, lse_ptr, item, value_offset, max_pages,
-                        score_scale, eps, HEADS,
+                        score_scale, eps, epoch, tile_zeros, HEADS,
                     )  # fmt: skip
                     item += NUM_PROGRAMS
                     k_first, k_second, v = load_keys(
@@ -120,42 +146,56 @@ def decoder_step_kernel(
                 if not EARLY:
                     units = load_first(o_weight, OUT, GRID)
                 x = merged_pieces(partial_ptr, lse_ptr, num_tokens, OUT, HEADS, GRID)
-                project(units, x, o_weight, residual_ptr, num_tokens, "add", OUT, GRID)
-            arrive(counter_ptr, BARRIER)
-            target += NUM_PROGRAMS
+                project(
+                    units, x, o_weight, residual_ptr, mid_words, num_tokens, epoch, "add", OUT,
+                    GRID, WORDS,
+                )  # fmt: skip
+            if not WORDS:
+                arrive(counter_ptr, BARRIER)
+                target += NUM_PROGRAMS
 
         if FIRST <= 3 and END > 3:
             if not EMPTY and AHEAD == 1:
                 prefetch_weight(up_weight, UP, GRID)
             if EARLY:
                 units = load_first(up_weight, UP, GRID)
-            polls = wait(counter_ptr, target, polls, BARRIER)
+            polls = wait(counter_ptr, target, polls, BARRIER and not WORDS)
             if not EMPTY:
                 if not EARLY:
                     units = load_first(up_weight, UP, GRID)
                 if AHEAD == 2:
                     prefetch_weight(down_weight, DOWN, GRID)
-                norm = mlp_norm_ptr + layer * HIDDEN
-                x = normed_rows(residual_ptr, norm, num_tokens, eps, UP, GRID)
-                project(units, x, up_weight, activated_ptr, num_tokens, "gated", UP, GRID)
-            arrive(counter_ptr, BARRIER)
-            target += NUM_PROGRAMS
+                source = mid_words if WORDS else residual_ptr
+                x = load_pieces(source, flat_zeros, num_tokens, epoch, UP, GRID)[0]
+                x = normed_rows(x, mlp_norm_ptr + layer * HIDDEN, eps, UP, GRID)
+                project(
+                    units, (x,), up_weight, activated_ptr, activated_words, num_tokens, epoch,
+                    "gated", UP, GRID, WORDS,
+                )  # fmt: skip
+            if not WORDS:
+                arrive(counter_ptr, BARRIER)
+                target += NUM_PROGRAMS
 
         if FIRST <= 4 and END > 4:
             if not EMPTY and AHEAD == 1:
                 prefetch_weight(down_weight, DOWN, GRID)
             if EARLY:
                 units = load_first(down_weight, DOWN, GRID)
-            polls = wait(counter_ptr, target, polls, BARRIER)
+            polls = wait(counter_ptr, target, polls, BARRIER and not WORDS)
             if not EMPTY:
                 if not EARLY:
                     units = load_first(down_weight, DOWN, GRID)
                 if AHEAD == 2:
                     prefetch_weight(next_qkv_weight, QKV, GRID)
-                x = load_pieces(activated_ptr, num_tokens, DOWN, GRID)
-                project(units, x, down_weight, residual_ptr, num_tokens, "add", DOWN, GRID)
-            arrive(counter_ptr, BARRIER)
-            target += NUM_PROGRAMS
+                source = activated_words if WORDS else activated_ptr
+                x = load_pieces(source, flat_zeros, num_tokens, epoch, DOWN, GRID)
+                project(
+                    units, x, down_weight, residual_ptr, end_words, num_tokens, epoch, "add", DOWN,
+                    GRID, WORDS,
+                )  # fmt: skip
+            if not WORDS:
+                arrive(counter_ptr, BARRIER)
+                target += NUM_PROGRAMS
             if not EMPTY and AHEAD == 1:
                 prefetch_weight(next_qkv_weight, QKV, GRID)
-    leave(counter_ptr, polls, NUM_PROGRAMS, BARRIER)
+    leave(counter_ptr, polls, first_epoch + end_layer, NUM_PROGRAMS, BARRIER)

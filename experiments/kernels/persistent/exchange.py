@@ -5,10 +5,9 @@ the values of the next round:
 
     counter   the barrier of `grid`: release, one counter, acquire; then the values are read
     flags     a counter of its own for each program; a thread of every program polls each
-    words     no barrier: a value and the number of its round are one word of 64 bits, and readers
-              poll the words themselves (the "low latency" protocol of NCCL)
+    words     no barrier: the values of `words`
 
-`rounds_ref` gives the same sums. Buffers alternate: who writes round r has read all of round r - 1,
+Buffers alternate: who writes round r has read all of round r - 1,
 which others wrote when they had read round r - 2, so nobody still needs what it overwrites.
 """
 
@@ -16,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from grid import arrive, leave, wait
+from words import get_words, put_words
 
 WIDTH = 1024
 WAYS = ("counter", "flags", "words")
@@ -56,46 +56,25 @@ def wait_flags(flag_ptr, round, polls, NUM_PROGRAMS: tl.constexpr):
     return polls
 
 
-@triton.jit
-def read_words(word_ptr, round):
-    """Values of words [n] (value in the low half) once all are of this round; gives up in time."""
-    value = tl.inline_asm_elementwise(
-        "{ .reg .pred old, more; .reg .b32 r0, r1, r2, r3; .reg .b64 w0, w1, w2, w3;"
-        " .reg .s32 left; mov.s32 left, 20000;"
-        " POLL: ld.relaxed.gpu.global.b64 w0, [$4]; ld.relaxed.gpu.global.b64 w1, [$5];"
-        " ld.relaxed.gpu.global.b64 w2, [$6]; ld.relaxed.gpu.global.b64 w3, [$7];"
-        " mov.b64 {$0, r0}, w0; mov.b64 {$1, r1}, w1; mov.b64 {$2, r2}, w2; mov.b64 {$3, r3}, w3;"
-        " setp.ne.b32 old, r0, $8; setp.ne.or.b32 old, r1, $8, old;"
-        " setp.ne.or.b32 old, r2, $8, old; setp.ne.or.b32 old, r3, $8, old;"
-        " sub.s32 left, left, 1; setp.gt.and.s32 more, left, 0, old; @more bra POLL; }",
-        "=&r,=&r,=&r,=&r,l,l,l,l,r,r,r,r",
-        [word_ptr.to(tl.int64, bitcast=True), round],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=4,
-    )
-    return value.to(tl.float32, bitcast=True)
-
-
 @triton.jit(do_not_specialize=["first_round", "num_rounds", "polls"])
 def exchange_kernel(
-    values_ptr, words_ptr, flags_ptr, counter_ptr, sums_ptr, first_round, num_rounds, polls,
-    WAY: tl.constexpr, NUM_PROGRAMS: tl.constexpr, WIDTH: tl.constexpr,
+    values_ptr, words_ptr, flags_ptr, counter_ptr, sums_ptr, zeros_ptr, first_round, num_rounds,
+    polls, WAY: tl.constexpr, NUM_PROGRAMS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """values [2, WIDTH] float32, words [2, WIDTH] int64, flags [NUM_PROGRAMS], sums [rounds]."""
     OWN: tl.constexpr = WIDTH // NUM_PROGRAMS
     pid = tl.program_id(0)
     own = pid * OWN + tl.arange(0, OWN)
     column = tl.arange(0, WIDTH)
+    zeros = tl.load(zeros_ptr + column)
     total = 1.0
     for i in range(num_rounds):
         round = first_round + i + 1
         buffer = round % 2 * WIDTH
         value = (own + 1).to(tl.float32) * total
         if WAY == "words":
-            low = value.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
-            tl.store(words_ptr + buffer + own, (round.to(tl.int64) << 32) | low)
-            x = read_words(words_ptr + buffer + column, round)
+            put_words(words_ptr + buffer + own, value, round, own < WIDTH)
+            x = get_words(words_ptr + buffer + column, zeros, round, True)
         else:
             tl.store(values_ptr + buffer + own, value)
             if WAY == "counter":
@@ -109,7 +88,7 @@ def exchange_kernel(
         total = total * 1.01
         if pid == NUM_PROGRAMS - 1:
             tl.store(sums_ptr + i, total)
-    leave(counter_ptr, polls, NUM_PROGRAMS, WAY == "counter")
+    leave(counter_ptr, polls, 0, NUM_PROGRAMS, WAY == "counter")
 
 
 class Exchange:
@@ -120,13 +99,14 @@ class Exchange:
         self.values = torch.zeros(2, WIDTH, device="cuda")
         self.words = torch.zeros(2, WIDTH, dtype=torch.int64, device="cuda")
         self.flags = torch.zeros(num_programs, dtype=torch.int32, device="cuda")
-        self.counter = torch.zeros(3, dtype=torch.int32, device="cuda")
+        self.counter = torch.zeros(4, dtype=torch.int32, device="cuda")
         self.sums = torch.zeros(num_rounds, device="cuda")
+        self.zeros = torch.zeros(WIDTH, dtype=torch.int32, device="cuda")
         self.launches = 0
 
     def launch(self) -> None:
         exchange_kernel[(self.num_programs,)](
-            self.values, self.words, self.flags, self.counter, self.sums,
+            self.values, self.words, self.flags, self.counter, self.sums, self.zeros,
             self.launches * self.num_rounds, self.num_rounds, 200_000, WAY=self.way,
             NUM_PROGRAMS=self.num_programs, WIDTH=WIDTH, num_warps=8,
         )  # fmt: skip

@@ -52,16 +52,17 @@ def wait(counter_ptr, target, polls, ENABLED: tl.constexpr):
 
 
 @triton.jit
-def leave(counter_ptr, polls, NUM_PROGRAMS: tl.constexpr, ENABLED: tl.constexpr):
+def leave(counter_ptr, polls, epoch, NUM_PROGRAMS: tl.constexpr, ENABLED: tl.constexpr):
     """The last program sets the counters back for the next launch; reports a budget used up.
 
-    counter_ptr [3]: arrivals, programs that left, error.
+    counter_ptr [4]: arrivals, programs that left, error, the epoch for the next launch.
     """
     if ENABLED:
         tl.store(counter_ptr + 2, 1, mask=polls <= 0)
         last = tl.atomic_add(counter_ptr + 1, 1, sem="acq_rel", scope="gpu") == NUM_PROGRAMS - 1
         tl.store(counter_ptr, 0, mask=last)
         tl.store(counter_ptr + 1, 0, mask=last)
+        tl.store(counter_ptr + 3, epoch, mask=last)
 
 
 @triton.jit

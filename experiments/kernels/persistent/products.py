@@ -16,6 +16,7 @@ GRID = (NUM_PROGRAMS, THREADS, ROWS, SEGMENTS, IN_FLIGHT, COMPILED).
 import triton
 import triton.language as tl
 from grid import prefetch_bytes, zero
+from words import get_words, put_words
 
 
 @triton.jit
@@ -99,31 +100,33 @@ def piece_index(chunk: tl.constexpr, SHAPE: tl.constexpr, GRID: tl.constexpr):
 
 
 @triton.jit
-def load_pieces(x_ptr, num_tokens, SHAPE: tl.constexpr, GRID: tl.constexpr):
-    """x [ROWS, K] of a product as a tuple of pieces of BLOCK_K columns."""
+def load_pieces(x_ptr, zeros, num_tokens, epoch, SHAPE: tl.constexpr, GRID: tl.constexpr):
+    """x [ROWS, K] of a product as a tuple of pieces of BLOCK_K columns; x may be words,
+    with zeros [BLOCK_K]."""
     pieces = ()
     for chunk in tl.static_range(SHAPE[1] // SHAPE[4]):
         k, token = piece_index(chunk, SHAPE, GRID)
         ptrs = x_ptr + (token * SHAPE[1] + k)
-        pieces += (tl.load(ptrs, mask=token < num_tokens, other=0.0, cache_modifier=".cg"),)
+        if x_ptr.dtype.element_ty == tl.int64:
+            pieces += (get_words(ptrs, zeros, epoch, GRID[5]),)
+        else:
+            pieces += (tl.load(ptrs, mask=token < num_tokens, other=0.0, cache_modifier=".cg"),)
     return pieces
 
 
 @triton.jit
-def normed_rows(residual_ptr, norm_ptr, num_tokens, eps, SHAPE: tl.constexpr, GRID: tl.constexpr):
-    """The one piece of x of a product: the residual after RMSNorm, rounded as by
-    `paged.kernels.norm`."""
-    DTYPE: tl.constexpr = residual_ptr.dtype.element_ty
-    k, token = piece_index(0, SHAPE, GRID)
+def normed_rows(x, norm_ptr, eps, SHAPE: tl.constexpr, GRID: tl.constexpr):
+    """RMSNorm of x, a piece that is whole rows, rounded as by `paged.kernels.norm`."""
+    DTYPE: tl.constexpr = norm_ptr.dtype.element_ty
+    k, _ = piece_index(0, SHAPE, GRID)
     weight = tl.load(norm_ptr + k).to(tl.float32)
-    ptrs = residual_ptr + (token * SHAPE[1] + k)
-    x = tl.load(ptrs, mask=token < num_tokens, other=0.0, cache_modifier=".cg").to(tl.float32)
+    x = x.to(tl.float32)
     if GRID[3] == 0:
         square = tl.sum(x * x, axis=0)
     else:
         square = tl.sum(tl.sum(x * x, axis=2), axis=0)[None, :, None]
     x = (x * tl.rsqrt(square / SHAPE[1] + eps)).to(DTYPE).to(tl.float32)
-    return ((x * weight).to(DTYPE),)
+    return (x * weight).to(DTYPE)
 
 
 @triton.jit
@@ -138,13 +141,14 @@ def multiply(acc, x, weight, SEGMENTS: tl.constexpr):
 
 @triton.jit
 def project(
-    units, pieces, weight_ptr, out_ptr, num_tokens, KIND: tl.constexpr, SHAPE: tl.constexpr,
-    GRID: tl.constexpr,
+    units, pieces, weight_ptr, out_ptr, words_ptr, num_tokens, epoch, KIND: tl.constexpr,
+    SHAPE: tl.constexpr, GRID: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """All tiles of the program: out = x @ weight.T ("store"), out += that, rounded ("add"), or
     out = silu(gate) * up ("gated").
 
-    units: the first ones, of `load_first`; pieces: those of x.
+    units: the first ones, of `load_first`; pieces: those of x. WORDS: out goes to words_ptr, and
+    to out_ptr only if it is added.
     """
     DTYPE: tl.constexpr = out_ptr.dtype.element_ty
     BLOCK_N: tl.constexpr = SHAPE[3]
@@ -179,4 +183,7 @@ def project(
         if KIND == "add":
             before = tl.load(ptrs, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
             y = (before + y.to(tl.float32)).to(DTYPE)
-        tl.store(ptrs, y, mask=mask)
+        if WORDS:
+            put_words(words_ptr + token * WIDTH + column, y, epoch, mask)
+        if not WORDS or KIND == "add":
+            tl.store(ptrs, y, mask=mask)

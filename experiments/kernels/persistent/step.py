@@ -14,6 +14,7 @@ from paged.kernels.launch import interpreted
 
 PAGE_SIZE = 64
 NUM_PHASES = 5
+ALL_PHASES = (-1, NUM_PHASES)
 POLL_LIMIT = 200_000  # of a launch: about 0.15 s
 
 
@@ -39,6 +40,7 @@ class Config(NamedTuple):
     block_n: tuple[int, int, int, int] = (16, 8, 16, 8)  # rows a tile of qkv, o, gate_up, down
     block_k: int = 1024  # of o and down; the others take the hidden size
     stages: int = 3
+    words: bool = False  # values with epochs instead of four of five barriers; one row
     empty: bool = False  # the barriers alone
 
 
@@ -92,7 +94,10 @@ class Step:
         self.partial = torch.full((rows, self.splits, shape.num_heads, d), **nan)
         self.lse = torch.full(self.partial.shape[:3], float("nan"), device=device)
         self.activated = torch.full((rows, i), **nan)
-        self.counter = torch.zeros(3, dtype=torch.int32, device=device)
+        self.counter = torch.zeros(4, dtype=torch.int32, device=device)
+        width = 2 * h + self.qkv.shape[1] + i
+        self.words = torch.zeros(width, dtype=torch.int64, device=device)
+        self.zeros = torch.zeros(max(h, 8 * d), dtype=torch.int32, device=device)
 
     def reset(self) -> None:
         """The residual and the cache as before the step."""
@@ -102,7 +107,7 @@ class Step:
     def launch(
         self,
         config: Config,
-        phases: tuple[int, int] = (0, NUM_PHASES),
+        phases: tuple[int, int] = ALL_PHASES,
         layers: tuple[int, int] | None = None,
         barrier: bool = True,
         warmup: bool = False,
@@ -119,6 +124,8 @@ class Step:
             (n, k, i == 2, config.block_n[i], hidden if k == hidden else config.block_k)
             for i, (n, k) in enumerate(zip(widths, depths))
         ]
+        if config.words and (self.rows > 1 or config.num_programs * config.block_n[3] < hidden):
+            raise ValueError("words: one row, and a program for each tile of the residual")
         threads = 32 * config.num_warps
         compiled = not interpreted()
         segments = 0 if self.rows == 1 else min(8, config.num_warps)
@@ -126,7 +133,8 @@ class Step:
             self.residual, self.qkv, self.partial, self.lse, self.activated, self.cache,
             self.attn_norm, self.qkv_weight, self.q_norm, self.k_norm, self.o_weight,
             self.mlp_norm, self.up_weight, self.down_weight, self.cos_sin, self.block_table,
-            self.seq_lens, self.num_tokens, self.counter, first_layer, end_layer,
+            self.seq_lens, self.num_tokens, self.counter, self.words, self.zeros, first_layer,
+            end_layer,
             self.cache[0, 0].numel(), self.block_table.shape[1],
             math.log2(math.e) * d**-0.5, shape.eps, POLL_LIMIT,
             PHASES=phases, QKV=shapes[0], OUT=shapes[1], UP=shapes[2], DOWN=shapes[3],
@@ -135,12 +143,14 @@ class Step:
                 compiled,
             ),
             GRID=(config.num_programs, threads, self.rows, segments, config.in_flight, compiled),
-            AHEAD=config.ahead, EARLY=config.early, EMPTY=config.empty, BARRIER=barrier,
+            AHEAD=config.ahead, EARLY=config.early, WORDS=config.words,
+            EMPTY=config.empty, BARRIER=barrier,
             num_warps=config.num_warps, grid=(config.num_programs,), warmup=warmup,
         )  # fmt: skip
 
     def launch_by_phase(self, config: Config) -> None:
         """The same programs, a launch a phase and no barrier: for the interpreter and for bugs."""
+        self.launch(config, (-1, 0), (0, 0), barrier=False)
         for layer in range(self.num_layers):
             for phase in range(NUM_PHASES):
                 self.launch(config, (phase, phase + 1), (layer, layer + 1), barrier=False)
