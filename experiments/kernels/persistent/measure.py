@@ -88,8 +88,8 @@ def check(count: int, num_layers: int, title: str) -> None:
     healthy(step)
     right = error(first) < 1.5 * error(rounded) + 1e-4
     say(
-        f"  {count} sequences, {num_layers} layers, {title}: error {error(first):.5f}, of torch in bfloat16 "
-        f"{error(rounded):.5f}: {'right' if right else 'WRONG'}; KV {kv_error:.5f}; "
+        f"  {count} sequences, {num_layers} layers, {title}: error {error(first):.5f}, of torch in "
+        f"bfloat16 {error(rounded):.5f}: {'right' if right else 'WRONG'}; KV {kv_error:.5f}; "
         f"{same} of 20 have the same bits"
     )
     if not right or same < 20:
