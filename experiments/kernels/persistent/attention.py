@@ -218,24 +218,31 @@ def merged_pieces(
             head = head + token * 0
         is_live = token < num_tokens
         offset = token * (SPLITS * NUM_HEADS) + head
+        value_ptrs = partial_ptr + tl.expand_dims(offset * HEAD_DIM, -1) + dim
+        value_mask = tl.expand_dims(is_live, -1)
         values, sums = (), ()
         for split in tl.static_range(SPLITS):
-            here = offset + split * NUM_HEADS
-            value_ptrs = partial_ptr + tl.expand_dims(here * HEAD_DIM, -1) + dim
-            mask = tl.expand_dims(is_live, -1)
-            value = tl.load(value_ptrs, mask=mask, other=0.0, cache_modifier=".cg")
-            log = tl.load(lse_ptr + here, mask=is_live, other=0.0, cache_modifier=".cg")
-            values += (value,)
+            log = tl.load(
+                lse_ptr + offset + split * NUM_HEADS, mask=is_live, other=0.0, cache_modifier=".cg"
+            )
             sums += (log,)
+            if SEGMENTS == 0:  # else they would not fit into registers
+                ptrs = value_ptrs + split * (NUM_HEADS * HEAD_DIM)
+                values += (tl.load(ptrs, mask=value_mask, other=0.0, cache_modifier=".cg"),)
         top = sums[0]
         for split in tl.static_range(1, SPLITS):
             top = tl.maximum(top, sums[split])
         total = tl.zeros_like(top)
-        x = tl.expand_dims(total, -1) + tl.zeros_like(values[0]).to(tl.float32)
+        x = tl.expand_dims(total, -1) + tl.full([HEAD_DIM], 0.0, tl.float32)
         for split in tl.static_range(SPLITS):
+            if SEGMENTS == 0:
+                value = values[split]
+            else:
+                ptrs = value_ptrs + split * (NUM_HEADS * HEAD_DIM)
+                value = tl.load(ptrs, mask=value_mask, other=0.0, cache_modifier=".cg")
             share = tl.exp2(sums[split] - top)
             total += share
-            x += tl.expand_dims(share, -1) * values[split].to(tl.float32)
+            x += tl.expand_dims(share, -1) * value.to(tl.float32)
         x = (x / tl.expand_dims(total, -1)).to(DTYPE)
         if SEGMENTS == 0:
             pieces += (tl.reshape(x, [BLOCK_K]),)
