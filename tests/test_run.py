@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from paged.simulator.step_time import steps_of_run
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -77,6 +79,10 @@ def test_every_request_and_step_is_recorded(finished):
     assert metrics["steps"] == len(steps)
     assert metrics["output_tokens"] == 10
     assert metrics["computed_tokens"] == sum(step["num_tokens"] for step in steps)
+    served = [(requests[name]["prompt_token_ids"], requests[name]["token_ids"]) for name in "023"]
+    keys = sum(len(prompt) + drawn for prompt, out in served for drawn in range(len(out)))
+    assert sum(step["num_keys"] for step in steps) == keys
+    assert len(steps_of_run(folder)) == len(steps) - 1  # a step-time model can be fitted from it
     assert metrics["requests"] == 3
     assert sum(metrics["memory_split"].values()) == pytest.approx(1)
 
