@@ -59,9 +59,7 @@ def launches(batch: Batch, variant: Variant, out: torch.Tensor) -> list[Callable
     kernel = paged_attention if "config" in variant.options else specialized_attention
     tail = (items, out, batch.spec.softmax_scale, TOKENS, SPLIT_SIZE)
     return [
-        lambda meta=meta: kernel(
-            batch.q, *batch.caches, meta.block_table, *tail, **variant.options
-        )
+        lambda meta=meta: kernel(batch.q, *batch.caches, meta.block_table, *tail, **variant.options)
         for meta in batch.metas
     ]
 

@@ -24,8 +24,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from paged.kernels.attention_items import ITEM_FIELDS
+from paged.kernels.launch import pdl
 
 ROWS = 64  # of a group: what one wgmma multiplies
 KEYS = 64  # of an update of the softmax: BLOCK_N of `choose_config`, which shows in the bits
@@ -106,7 +108,11 @@ def _specialized_attention_kernel(
     V_STAGES: gl.constexpr,
     PINGPONG: gl.constexpr,
     REGISTERS: gl.constexpr,
+    PDL: gl.constexpr,
 ):
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     ONES: gl.constexpr = gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
     BOX: gl.constexpr = k_desc.block_shape[0]
@@ -221,5 +227,6 @@ def specialized_attention(
         PINGPONG=pingpong,
         REGISTERS=registers,
         num_warps=4,
+        **pdl(),
     )
     return out

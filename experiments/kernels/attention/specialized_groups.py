@@ -182,9 +182,7 @@ def consume(
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
     L: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 16, 16])
     # 8 elements, 16 bytes, a thread
-    COPY: gl.constexpr = gl.BlockedLayout(
-        [1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0]
-    )
+    COPY: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [4, 1], [1, 0])
     dtype: gl.constexpr = q_ptr.dtype.element_ty
     kv_end = position + num_tokens
     row = GROUP * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, COPY))
