@@ -1,4 +1,4 @@
-"""Prefill attention: tiles of `paged_attention` against `specialized_attention`, and torch SDPA.
+"""Prefill attention: tiles of `paged_attention` against `prefill_attention`, and torch SDPA.
 
     python experiments/kernels/attention/prefill.py [--page-sizes 64,16]
 
@@ -20,11 +20,11 @@ from typing import NamedTuple
 
 import torch
 from bench import BACKENDS, Batch, make_batch, measure, sdpa
-from specialized import specialized_attention
 
 from paged.kernels.attention_arguments import AttentionConfig
 from paged.kernels.attention_items import ITEM_FIELDS, attention_items, max_attention_tiles
 from paged.kernels.paged_attention import paged_attention
+from paged.kernels.prefill_attention import prefill_attention
 
 TOKENS, SPLIT_SIZE = 32, 256  # of a tile of 128 rows of 4 heads; as the engine has them
 SHAPES = ((1, 1024), (1, 8192), (1, 16384), (8, 2048))  # sequences, keys of each
@@ -34,7 +34,7 @@ MOST_SECONDS = 100  # of the checks, processes and the compiler included
 
 class Variant(NamedTuple):
     name: str
-    options: dict  # of specialized_attention, or {"config": ...} of paged_attention
+    options: dict  # of prefill_attention, or {"config": ...} of paged_attention
 
 
 def variants(page_size: int) -> list[Variant]:
@@ -44,9 +44,9 @@ def variants(page_size: int) -> list[Variant]:
     tall.sort(key=lambda variant: variant.options["config"].num_stages != stages)
     return [
         *tall,
-        Variant("groups", {"pingpong": False}),
-        Variant("groups in turn", {"pingpong": True}),
-        Variant("groups in turn, 3 stages", {"pingpong": True, "k_stages": 3, "v_stages": 6}),
+        Variant("groups", {"in_turn": False}),
+        Variant("groups in turn", {}),
+        Variant("groups in turn, 3 stages", {"stages": 3}),
     ]
 
 
@@ -56,7 +56,7 @@ def launches(batch: Batch, variant: Variant, out: torch.Tensor) -> list[Callable
     tiles = max_attention_tiles(sum(q_len for q_len, _ in batch.lens), len(batch.lens), TOKENS)
     items = torch.empty(tiles, ITEM_FIELDS, dtype=torch.int32, device="cuda")
     attention_items(meta.cu_seqlens_q, meta.seq_lens, meta.num_seqs, items, TOKENS, SPLIT_SIZE)
-    kernel = paged_attention if "config" in variant.options else specialized_attention
+    kernel = paged_attention if "config" in variant.options else prefill_attention
     tail = (items, out, batch.spec.softmax_scale, TOKENS, SPLIT_SIZE)
     return [
         lambda meta=meta: kernel(batch.q, *batch.caches, meta.block_table, *tail, **variant.options)

@@ -3,19 +3,21 @@
 The arithmetic and its order, and so the bits, are those of the tall tiles of
 `paged.kernels.paged_attention`, whose items it takes. What differs is who does what, and when. A
 producer warp fills rings of keys and values by TMA; two warp groups of 64 rows each consume them,
-with no barrier in common but the rings'. A step takes 128 keys: one product S = Q K^T of twice the
-width, for which Q is read from shared memory once, then two updates of the softmax of 64 keys each,
-as everywhere. The values of the second half are left in flight under the next S (FlashAttention-3,
-Shah et al. 2024, algorithm 2), and with PINGPONG the groups issue their products in turn, so that
-one computes its exponentials while the tensor cores work for the other.
+with no barrier in common but the rings'. A step takes 128 keys: one product S = Q K^T, for which Q
+is read from shared memory once, then two updates of the softmax of 64 keys each, as everywhere. The
+values of the second half are left in flight under the next S, and the groups issue their products
+in turn, so that one computes its exponentials while the tensor cores work for the other
+(FlashAttention-3, Shah et al. 2024, section 3).
 
-Grid: (KV head, item). No window, soft cap, ALiBi or spread splits.
+Grid: (KV head, item). q may be strided over tokens; all else is contiguous.
 """
 
+import functools
 import math
 
 import torch
-from specialized_groups import barrier, consume
+import triton
+import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -24,10 +26,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from paged.kernels.attention_arguments import check_arguments, check_scalars
 from paged.kernels.attention_items import ITEM_FIELDS
-from paged.kernels.launch import pdl
+from paged.kernels.launch import interpreted, pdl
+from paged.kernels.paged_attention_ref import paged_attention_inputs, paged_attention_ref
+from paged.kernels.prefill_groups import barrier, consume
 
 ROWS = 64  # of a group: what one wgmma multiplies
 KEYS = 64  # of an update of the softmax: BLOCK_N of `choose_config`, which shows in the bits
@@ -84,7 +88,7 @@ def _produce(
 
 
 @gluon.jit(do_not_specialize=["max_items"])
-def _specialized_attention_kernel(
+def _prefill_attention_kernel(
     q_ptr,
     k_desc,
     v_desc,
@@ -106,13 +110,12 @@ def _specialized_attention_kernel(
     KEYS: gl.constexpr,
     K_STAGES: gl.constexpr,
     V_STAGES: gl.constexpr,
-    PINGPONG: gl.constexpr,
-    REGISTERS: gl.constexpr,
+    IN_TURN: gl.constexpr,
     PDL: gl.constexpr,
 ):
     if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     ONES: gl.constexpr = gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
     BOX: gl.constexpr = k_desc.block_shape[0]
@@ -153,13 +156,13 @@ def _specialized_attention_kernel(
             (consume, (
                 q_ptr, out_ptr, q_smem, ones, k_ring, v_ring, k_full, k_empty, v_full, v_empty,
                 first_row, position, num_tokens, kv_head, q_stride, score_scale,
-                0, PINGPONG, HEADS, NUM_HEADS, HEAD_DIM, SPLIT_SIZE, ROWS, KEYS,
+                0, IN_TURN, HEADS, NUM_HEADS, HEAD_DIM, SPLIT_SIZE, ROWS, KEYS,
                 K_STAGES, V_STAGES,
             )),
             (consume, (
                 q_ptr, out_ptr, q_smem, ones, k_ring, v_ring, k_full, k_empty, v_full, v_empty,
                 first_row, position, num_tokens, kv_head, q_stride, score_scale,
-                1, PINGPONG, HEADS, NUM_HEADS, HEAD_DIM, SPLIT_SIZE, ROWS, KEYS,
+                1, IN_TURN, HEADS, NUM_HEADS, HEAD_DIM, SPLIT_SIZE, ROWS, KEYS,
                 K_STAGES, V_STAGES,
             )),
             (_produce, (
@@ -169,11 +172,33 @@ def _specialized_attention_kernel(
             )),
         ],
         [4, 1],
-        [REGISTERS, 24],
+        [240, 24],
     )  # fmt: skip
 
 
-def specialized_attention(
+@functools.cache
+def _has_warp_groups() -> bool:
+    """True on Hopper, whose products this kernel issues, or with no GPU to ask."""
+    if interpreted():
+        return False
+    if not torch.cuda.is_available():
+        return True
+    return torch.version.hip is None and torch.cuda.get_device_capability()[0] == 9
+
+
+def fits_prefill_attention(q: torch.Tensor, k_cache: torch.Tensor, tokens_per_tile: int) -> bool:
+    """Whether tiles without window, soft cap, ALiBi or spread splits may take this kernel."""
+    _, num_heads, head_dim = q.shape
+    rows = tokens_per_tile * (num_heads // k_cache.shape[1])
+    return (
+        q.dtype in (torch.float16, torch.bfloat16)
+        and head_dim in (64, 128)
+        and triton.next_power_of_2(rows) == 2 * ROWS
+        and _has_warp_groups()
+    )
+
+
+def prefill_attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
@@ -183,27 +208,35 @@ def specialized_attention(
     softmax_scale: float,
     tokens_per_tile: int,
     split_size: int,
-    k_stages: int = 2,
-    v_stages: int = 4,
-    pingpong: bool = True,
-    registers: int = 240,
+    stages: int = 2,
+    in_turn: bool = True,
 ) -> torch.Tensor:
-    """Attend as `paged.kernels.paged_attention` does, from tiles of 128 rows of 16-bit values."""
+    """Attend as `paged_attention` does; for what `fits_prefill_attention` allows.
+
+    Args and errors are those of `paged_attention`; `items` have no spread splits. For measurements:
+    `stages`, steps of 128 keys and values in flight, and `in_turn`, whether the groups take turns.
+    """
+    if not fits_prefill_attention(q, k_cache, tokens_per_tile):
+        raise ValueError(
+            "prefill_attention must have 16-bit values, head_dim 64 or 128, tiles of "
+            f"{2 * ROWS} rows and a Hopper GPU, got {q.dtype}, q {list(q.shape)}, "
+            f"k_cache {list(k_cache.shape)} and {tokens_per_tile} tokens a tile; "
+            "take paged_attention"
+        )
+    check_scalars(softmax_scale, k_cache.shape[2], split_size, None, None, None)
+    check_arguments(q, k_cache, v_cache, block_table, items, out, None, None)
     _, num_heads, head_dim = q.shape
     _, num_kv_heads, page_size, _ = k_cache.shape
-    heads = num_heads // num_kv_heads
-    if tokens_per_tile * heads != 2 * ROWS or head_dim % 64 or q.element_size() != 2:
-        raise ValueError(
-            f"specialized_attention must have {2 * ROWS} rows a tile of 16-bit heads of 64 or 128, "
-            f"got {tokens_per_tile} tokens of {heads} heads of {head_dim}, {q.dtype}"
-        )
+    max_items = items.shape[0]
+    if max_items == 0:
+        return out
     layout = gl.NVMMASharedLayout(128, 16, rank=2)
     box = [min(page_size, KEYS), 64]
     descriptors = [
         TensorDescriptor.from_tensor(cache.view(-1, head_dim), box, layout)
         for cache in (k_cache, v_cache)
     ]
-    _specialized_attention_kernel[(num_kv_heads, items.shape[0])](
+    _prefill_attention_kernel[(num_kv_heads, max_items)](
         q,
         *descriptors,
         block_table,
@@ -212,21 +245,54 @@ def specialized_attention(
         math.log2(math.e) * softmax_scale,
         q.stride(0),
         block_table.stride(0),
-        items.shape[0],
+        max_items,
         FIELDS=ITEM_FIELDS,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
-        HEADS=heads,
+        HEADS=num_heads // num_kv_heads,
         HEAD_DIM=head_dim,
         PAGE_SIZE=page_size,
         SPLIT_SIZE=split_size,
         ROWS=ROWS,
         KEYS=KEYS,
-        K_STAGES=k_stages,
-        V_STAGES=v_stages,
-        PINGPONG=pingpong,
-        REGISTERS=registers,
+        K_STAGES=stages,
+        V_STAGES=2 * stages,
+        IN_TURN=in_turn,
         num_warps=4,
         **pdl(),
     )
     return out
+
+
+prefill_attention_ref = paged_attention_ref
+
+
+def prefill_attention_inputs(
+    device: str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+    head_dim: int = 128,
+    page_size: int = 64,
+    num_heads: int = 8,
+    num_kv_heads: int = 2,
+) -> dict:
+    """Arguments for chunks of odd sizes; in bfloat16 for float32."""
+    if dtype == torch.float32:
+        dtype = torch.bfloat16
+    lens = ((600, 600), (200, 1000), (77, 77), (1, 900), (33, 64), (64, 256), (65, 257))
+    inputs = paged_attention_inputs(
+        device,
+        dtype,
+        lens,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        page_size=page_size,
+        tokens_per_tile=2 * ROWS * num_kv_heads // num_heads,
+        split_size=256,
+    )
+    return {
+        name: value for name, value in inputs.items() if name not in ("alibi_slopes", "partials")
+    }
+
+
+PREFILL_ATTENTION_VARIANTS: tuple[dict, ...] = ({"head_dim": 64, "page_size": 16},)

@@ -1,4 +1,4 @@
-"""The consumers of `specialized`: a group of 64 rows attends to what the producer has loaded.
+"""The consumers of `prefill_attention`: a group of 64 rows attends to what the producer has loaded.
 
 Per 64 keys the arithmetic is that of `paged.kernels.attention_keys`, in the same order.
 """
@@ -110,7 +110,7 @@ def _attend(
     m, l_sum, acc, m_split, l_split, acc_split, p,
     first, end, q_smem, ones, k_ring, v_ring, k_full, k_empty, v_full, v_empty,
     q_pos, kv_end, score_scale,
-    GROUP: gl.constexpr, PINGPONG: gl.constexpr, MASKED: gl.constexpr, SPLIT_SIZE: gl.constexpr,
+    GROUP: gl.constexpr, IN_TURN: gl.constexpr, MASKED: gl.constexpr, SPLIT_SIZE: gl.constexpr,
     KEYS: gl.constexpr, K_STAGES: gl.constexpr, V_STAGES: gl.constexpr, COPY: gl.constexpr,
 ):  # fmt: skip
     """Steps first to end - 1 of 2 KEYS keys each; returns the state.
@@ -133,13 +133,13 @@ def _attend(
         last = 2 * j + V_STAGES - 1
         v_slot = last % V_STAGES
         mbarrier.wait(k_full.index(k_slot), (j // K_STAGES) & 1)
-        if PINGPONG:
+        if IN_TURN:
             _wait_turn(GROUP)
         k = k_ring.index(k_slot).permute((1, 0))
         s_token = warpgroup_mma(q_smem, k, zeros, use_acc=False, is_async=True)
         mbarrier.wait(v_full.index(v_slot), (last // V_STAGES - 1) & 1, pred=has_last)
         l_token, acc_token = _add_values(p, v_ring.index(v_slot), ones, l_split, acc_split, True)
-        if PINGPONG:
+        if IN_TURN:
             _give_turn(GROUP)
         s = warpgroup_mma_wait(2, deps=[s_token])
         mbarrier.arrive(k_empty.index(k_slot))
@@ -173,7 +173,7 @@ def _attend(
 def consume(
     q_ptr, out_ptr, q_smem, ones, k_ring, v_ring, k_full, k_empty, v_full, v_empty,
     first_row, position, num_tokens, kv_head, q_stride, score_scale,
-    GROUP: gl.constexpr, PINGPONG: gl.constexpr, HEADS: gl.constexpr, NUM_HEADS: gl.constexpr,
+    GROUP: gl.constexpr, IN_TURN: gl.constexpr, HEADS: gl.constexpr, NUM_HEADS: gl.constexpr,
     HEAD_DIM: gl.constexpr, SPLIT_SIZE: gl.constexpr, ROWS: gl.constexpr, KEYS: gl.constexpr,
     K_STAGES: gl.constexpr, V_STAGES: gl.constexpr,
 ):  # fmt: skip
@@ -208,7 +208,7 @@ def consume(
     p = gl.full([ROWS, KEYS], 0.0, dtype, gl.DotOperandLayout(0, ACC, 2))
     num_steps = (kv_end + 2 * KEYS - 1) // (2 * KEYS)
     num_full = (position + 1) // (2 * KEYS)  # steps whose keys every row sees
-    if PINGPONG and GROUP == 1:
+    if IN_TURN and GROUP == 1:
         _give_turn(GROUP)  # group 0 begins
     for masked in gl.static_range(2):
         m, l_sum, acc, m_split, l_split, acc_split, p = _attend(
@@ -216,7 +216,7 @@ def consume(
             num_full if masked else 0, num_steps if masked else num_full,
             q_smem, ones, k_ring, v_ring, k_full, k_empty, v_full, v_empty,
             q_pos, kv_end, score_scale,
-            GROUP, PINGPONG, masked == 1, SPLIT_SIZE, KEYS, K_STAGES, V_STAGES, COPY,
+            GROUP, IN_TURN, masked == 1, SPLIT_SIZE, KEYS, K_STAGES, V_STAGES, COPY,
         )  # fmt: skip
     last = 2 * num_steps - 1
     v_slot = last % V_STAGES
