@@ -76,8 +76,9 @@ def check_room(
     pages = width * -(-longest // sizes.page_size)
     if pages > sizes.num_pages:
         raise ValueError(
-            f"{width} beams need up to {pages} pages for {longest} tokens each, but the pool has "
-            f"kv.num_pages={sizes.num_pages}; raise it or lower max_tokens or beam_width"
+            f"beam_width: {width} beams need up to {pages} pages for {longest} tokens each, but "
+            f"the pool has kv.num_pages={sizes.num_pages}; raise it, or lower max_tokens or the "
+            "width"
         )
 
 

@@ -89,7 +89,7 @@ def component(group: str, node: DictConfig | dict[str, Any]) -> Any:
             given[inner] = component(f"{group}.{inner}", part)
     target = locate(group, given.pop("_target_", None))
     if inspect.isclass(target) or group not in WRAPPERS:
-        return target(**check_arguments(group, given, parameters_of(target)))
+        return _made(group, target, given)
     wrapper, parameter, num_passed = WRAPPERS[group]
     knobs = parameters_of(wrapper)
     function = knobs.pop(parameter)
@@ -100,6 +100,29 @@ def component(group: str, node: DictConfig | dict[str, Any]) -> Any:
         raise ValueError(f"{group}._target_: {parameter} functions take no arguments of their own")
     values = tuple(accepted.pop(name, param.default) for name, param in own)
     return wrapper(**{function.name: target}, **({"args": values} if own else {}), **accepted)
+
+
+def _made(path: str, target: Callable, given: dict[str, Any]) -> Any:
+    """What the class makes of its arguments; a function among them comes as its dotted name."""
+    parameters = parameters_of(target)
+    arguments = check_arguments(path, given, parameters)
+    for name, value in arguments.items():
+        if parameters[name].annotation is Callable and isinstance(value, str):
+            arguments[name] = locate(f"{path}.{name}", value)
+    return target(**arguments)
+
+
+def logits_processor(given: str | dict[str, Any]) -> Any:
+    """A dotted name, or a node with `_target_` and arguments: a function, or a class's object."""
+    node = {"_target_": given} if isinstance(given, str) else dict(given)
+    target = locate("logits_processors", node.pop("_target_", None))
+    if inspect.isclass(target):
+        return _made("logits_processors", target, node)
+    if node:
+        raise ValueError(
+            f"logits_processors: a function takes no arguments, got {', '.join(node)}; a class does"
+        )
+    return target
 
 
 def model_settings(
@@ -115,16 +138,17 @@ def engine_settings(
     device: str | None = None,
     engine: str = "auto",
     num_slots: int | None = None,
-    logits_processors: Sequence[str] = (),
+    logits_processors: Sequence[str | dict[str, Any]] = (),
+    grammars: str = "paged.structured.llguidance.LLGuidance",
 ) -> dict[str, Any]:
     """The engine's top-level keys as arguments of `LLM`."""
-    processors = [locate("logits_processors", name) for name in logits_processors]
     return {
         "seed": seed,
         "device": device,
         "engine": engine,
         "num_slots": num_slots,
-        "logits_processors": [one() if inspect.isclass(one) else one for one in processors],
+        "logits_processors": list(map(logits_processor, logits_processors)),
+        "grammars": locate("grammars", grammars),
     }
 
 

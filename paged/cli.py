@@ -7,7 +7,7 @@ stderr and exit code 2. HYDRA_FULL_ERROR=1 shows where it came from.
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from paged.arguments import did_you_mean, quoted
 from paged.tasks.sweep import sweep_table
 
 USER_ERRORS = (ValueError, HydraException, OmegaConfBaseException)
-TEXTS = ("prompt", "task.over", "task.base", "task.baseline")  # not to be read by Hydra
+KEY = "task.api_key"  # a text, or a list of them
+TEXTS = ("prompt", "task.over", "task.base", "task.baseline", KEY)  # not to be read by Hydra
 USAGE = """paged: an LLM inference engine for researchers
 
   paged generate                              a dozen prompts through the embedded model
@@ -57,9 +58,9 @@ def main() -> None:
 def task_arguments(task: str, arguments: Sequence[str]) -> list[str]:
     """Arguments of `paged <task> ...` as those of run.py.
 
-    A setting of the task needs no prefix (`port=8000` is `task.port=8000`), `out=` is the run
-    folder, folders given to `report` are its `runs`, and a model need not be a choice of the group
-    (`model=facebook/opt-125m` is `model.path=facebook/opt-125m`).
+    A setting of the task needs no prefix (`port=8000` is `task.port=8000`) and may be an option
+    (`--port 8000`), `out=` is the run folder, folders given to `report` are its `runs`, and a model
+    need not be a choice of the group (`model=facebook/opt-125m` is `model.path=facebook/opt-125m`).
     """
     found = [f"task={task}"]
     if task == "report":
@@ -67,7 +68,7 @@ def task_arguments(task: str, arguments: Sequence[str]) -> list[str]:
         arguments = [one for one in arguments if one not in runs]
         found += [f"task.runs=[{','.join(map(quoted, runs))}]"] if runs else []
     settings = set(_keys("task", found)) - set(_keys("", found))
-    for argument in arguments:
+    for argument in _plain(arguments, settings | {"model"}):
         key, separator, value = argument.partition("=")
         if separator and key.partition(".")[0] in settings:
             argument = f"task.{argument}"
@@ -77,6 +78,18 @@ def task_arguments(task: str, arguments: Sequence[str]) -> list[str]:
             argument = f"model.path={value}"
         found.append(argument)
     return found
+
+
+def _plain(arguments: Sequence[str], settings: Collection[str]) -> Iterator[str]:
+    """The arguments, with `--api-key KEY` and `--api-key=KEY` as `api_key=KEY`."""
+    rest = iter(arguments)
+    for argument in rest:
+        option, separator, value = argument.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--") or name not in settings:
+            yield argument
+            continue
+        yield f"{name}={value if separator else next(rest, '')}"
 
 
 def _is_folder(argument: str) -> bool:
@@ -154,7 +167,8 @@ def quote_text(argument: str) -> str:
     """`prompt=It's late, Tom` as Hydra's grammar takes it; quoted values are left alone."""
     key, separator, text = argument.partition("=")
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    if key not in TEXTS or not separator or is_quoted or text == "null":
+    is_list = key == KEY and text.startswith("[")
+    if key not in TEXTS or not separator or is_quoted or is_list or text == "null":
         return argument
     return f"{key}={quoted(text)}"
 

@@ -59,10 +59,11 @@ class Limits:
             raise ValueError(
                 f"prompt token ids must be in [0, {self.vocab_size}), the vocabulary, got {wrong}"
             )
-        if params.n > self.sizes.num_slots:
+        if params.num_outputs > self.sizes.num_slots:
+            name = "n" if params.best_of is None else "best_of"
             raise ValueError(
-                f"n must be at most num_slots ({self.sizes.num_slots}), the rows of the request "
-                f"table, got {params.n}"
+                f"{name} must be at most num_slots ({self.sizes.num_slots}), the rows of the "
+                f"request table, got {params.num_outputs}"
             )
         max_len = longest
         if params.max_tokens is not None:
@@ -84,11 +85,13 @@ class Limits:
             request_id=request_id,
             prompt=prompt,
             prompt_token_ids=ids,
-            outputs=[CompletionOutput(index) for index in range(params.n)],
-            metrics=RequestMetrics(arrival_time=time.perf_counter(), num_outputs=params.n),
+            outputs=[CompletionOutput(index) for index in range(params.num_outputs)],
+            metrics=RequestMetrics(
+                arrival_time=time.perf_counter(), num_outputs=params.num_outputs
+            ),
         )
         group: list[LiveRequest] = []
-        for index in range(params.n):
+        for index in range(params.num_outputs):
             LiveRequest(
                 output, params, max_len, stop_ids, ticket + index, group, index, edits=edits
             )

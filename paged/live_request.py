@@ -204,10 +204,15 @@ class LiveRequest:
         completion, output = self._completion, self._output
         if self.stop_met is not None:
             completion.finish_reason, completion.stop_reason = "stop", self.stop_met
-            output.metrics.num_output_tokens = sum(len(one.token_ids) for one in output.outputs)
+            drawn = [one.completion for one in self.group]
+            output.metrics.num_output_tokens = sum(len(one.token_ids) for one in drawn)
         elif completion.finish_reason == "stop" and completion.token_ids:
             last = completion.token_ids[-1]
             completion.stop_reason = last if last in self.params.stop_token_ids else None
+        if self.params.best_of is not None and all(one.has_ended for one in self.group):
+            drawn = [one.completion for one in self.group]
+            drawn.sort(key=lambda one: one.mean_logprob, reverse=True)
+            output.outputs = drawn[: self.params.n]
 
     def submission(self, started: float, engine_seed: int, *, shares: bool) -> Submission:
         """The output as the device takes it; `started` is the zero of the engine's clock.

@@ -33,9 +33,10 @@ from paged.samplers.stochastic import StochasticSampler
 from paged.schedulers.base import RankScheduler
 from paged.sizing import engine_sizes, resolve_device, resolve_dtype
 from paged.startup import StartClock
+from paged.structured.base import GrammarCompiler
 from paged.structured.llguidance import LLGuidance
 from paged.texts import Texts
-from paged.tokenizer import load_tokenizer
+from paged.tokenizer import Tokenizer, load_tokenizer
 
 Prompt = str | Sequence[int]
 
@@ -58,6 +59,7 @@ class LLM:
             every kernel from Python; "auto" is graph on a GPU where every part can be captured.
         logits_processors: changes of every request's logits, in order: `@triton.jit` functions,
             torch functions, or objects of the interface (see `paged.logits_processors`).
+        grammars: makes the compiler of structured_outputs of (tokenizer, vocab_size, eos_ids).
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class LLM:
         load: str = "auto",
         engine: str = "auto",
         logits_processors: Sequence[LogitsProcessor | Callable] = (),
+        grammars: Callable[[Tokenizer, int, Sequence[int]], GrammarCompiler] = LLGuidance,
     ) -> None:
         clock = StartClock()
         self.device = resolve_device(device)
@@ -106,14 +109,12 @@ class LLM:
             sizes.max_num_batched_tokens, sizes.max_num_samples, sizes.page_size, sizes.num_pages
         )
         clock.end("KV cache", self.device)
-        attention = TritonAttention() if attention is None else attention
-        sampler = StochasticSampler() if sampler is None else sampler
+        attention, sampler = attention or TritonAttention(), sampler or StochasticSampler()
         processors = [logits_processor(one) for one in logits_processors]
         parts = (scheduler, kv, eviction, attention, sampler, proposer, *processors)
         graphs = use_graphs(engine, self.device, all(part.capturable for part in parts))
-        vocab_size, grammars = self.spec.vocab_size, None
-        if self.tokenizer is not None:
-            grammars = LLGuidance(self.tokenizer, vocab_size, loaded.eos_ids)
+        vocab_size, tokenizer = self.spec.vocab_size, self.tokenizer
+        compiler = grammars(tokenizer, vocab_size, loaded.eos_ids) if tokenizer else None
         self.engine = Engine(
             graphs=graphs,
             in_flight=2 if graphs else 1,
@@ -128,7 +129,7 @@ class LLM:
             vocab_size=vocab_size,
             eos_ids=loaded.eos_ids,
             seed=seed,
-            grammars=grammars,
+            grammars=compiler,
             logits_processors=processors,
             proposer=proposer,
         )
@@ -170,8 +171,8 @@ class LLM:
             raise ValueError("chat needs a tokenizer, and this model has none; pass token ids")
         if not messages:
             raise ValueError("messages must hold at least one message, got none")
-        conversations: Any = [messages] if isinstance(messages[0], dict) else messages
-        return self.generate(list(map(self.tokenizer.chat_ids, conversations)), sampling_params)
+        several: Any = [messages] if isinstance(messages[0], dict) else messages
+        return self.generate(list(map(self.tokenizer.chat_ids, several)), sampling_params)
 
     def beam_search(
         self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams
@@ -295,6 +296,5 @@ class LLM:
 
 def _several(prompts: Prompt | Sequence[Prompt]) -> list[Any]:
     """The prompts as a list, also of one, be it text or token ids."""
-    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int)):
-        return [prompts]
-    return list(prompts)
+    is_one = isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int))
+    return [prompts] if is_one else list(prompts)

@@ -5,6 +5,7 @@ before the sampler, whose min_tokens holds whatever they do. Reported log-probab
 of the model.
 """
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -74,4 +75,9 @@ def logits_processor(given: LogitsProcessor | Callable) -> LogitsProcessor:
         return TritonLogitsProcessor(given)
     if not callable(given):
         raise ValueError(f"logits_processors must hold functions, got {given!r}")
+    if list(inspect.signature(given).parameters)[-1:] == ["logits"]:
+        raise ValueError(
+            "logits_processors: a torch function takes (logits, requests, plan), got one of "
+            "(..., logits); one of (prompt_ids, output_ids, logits) goes into HostLogitsProcessor"
+        )
     return TorchLogitsProcessor(given)

@@ -58,6 +58,7 @@ class Header(NamedTuple):
     num_accepted_tokens: int
     num_swapped_out: int
     num_swapped_in: int
+    num_keys: int
 
 
 class Report(NamedTuple):

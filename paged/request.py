@@ -61,6 +61,8 @@ class SamplingParams:
     Args:
         n: outputs to draw, each with a stream of its own from the seed; the first is what n=1
             would give. The prompt is computed once.
+        best_of: draw so many, and keep the n with the highest log-probability per token, best
+            first; None draws n.
         max_tokens: output tokens at most; None continues to the model's length.
         min_tokens: stop tokens cannot be drawn before this many output tokens.
         temperature: 0 is greedy.
@@ -95,6 +97,7 @@ class SamplingParams:
     """
 
     n: int = 1
+    best_of: int | None = None
     max_tokens: int | None = 16
     min_tokens: int = 0
     temperature: float = 1.0
@@ -154,8 +157,13 @@ class SamplingParams:
             self.temperature,
         )
         require(self.n >= 1, "n must be at least 1", self.n)
-        varied = self.n == 1 or self.temperature > 0
-        require(varied, "n must be 1 with temperature=0: all outputs would be equal", self.n)
+        most = self.best_of
+        enough = most is None or (isinstance(most, int) and self.n <= most < 2**31)
+        require(enough, f"best_of must be at least n ({self.n})", most)
+        varied = self.num_outputs == 1 or self.temperature > 0
+        name = "n" if most is None else "best_of"
+        rule = f"{name} must be 1 with temperature=0: all outputs would be equal"
+        require(varied, rule, self.num_outputs)
         require(0 < self.top_p <= 1, "top_p must be in (0, 1]", self.top_p)
         require(self.top_k >= -1, "top_k must be -1 or 0 (off) or positive", self.top_k)
         require(0 <= self.min_p <= 1, "min_p must be in [0, 1]", self.min_p)
@@ -195,6 +203,11 @@ class SamplingParams:
         require(truncates, "truncate_prompt_tokens must be -1 or positive", kept)
         few = len(self.stop_token_ids) <= MAX_STOP_IDS
         require(few, f"stop_token_ids can name at most {MAX_STOP_IDS} tokens", self.stop_token_ids)
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs to draw."""
+        return self.n if self.best_of is None else self.best_of
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -263,6 +276,10 @@ class CompletionOutput:
     top_logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+
+    @property
+    def mean_logprob(self) -> float:
+        return sum(self.logprobs) / max(1, len(self.logprobs))
 
 
 @dataclass

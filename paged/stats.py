@@ -33,6 +33,7 @@ def describe_loss(lost: Flight, in_flight: Iterable[Flight], names: Sequence[str
 class StepStats:
     """What one step did. Pages are counted after it; times are on the host's clock.
 
+    `num_keys` is the sum of the sequences' lengths, what attention reads a layer.
     `seconds` is how long `Engine.step` took, `host_seconds` how much of it the host worked and did
     not wait for the device.
     """
@@ -40,6 +41,7 @@ class StepStats:
     step: int
     num_tokens: int
     num_seqs: int
+    num_keys: int
     free_pages: int
     cached_pages: int
     shortfall: int
@@ -66,6 +68,7 @@ class StepStats:
             step=flight.number,
             num_tokens=header.num_tokens,
             num_seqs=header.num_seqs,
+            num_keys=header.num_keys,
             free_pages=header.free_pages,
             cached_pages=header.cached_pages,
             shortfall=header.shortfall,

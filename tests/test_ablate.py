@@ -224,7 +224,7 @@ def test_a_whole_ablation(ablation):
         assert "max_num_seqs: 4" in config
         assert f"\nseed: {job['seed']}\n" in config
     text = (folder / "table.md").read_text()
-    assert "| scheduler=sjf_oracle | e2e_mean | 1 |" in text
+    assert "| scheduler=sjf_oracle | e2e_mean, s | 1 |" in text
     assert "scheduler=sjf_oracle" in done.stdout
 
 

@@ -12,6 +12,7 @@ from paged.interfaces import (
     Compression,
     Eviction,
     KVManager,
+    LogitsProcessor,
     Proposer,
     Sampler,
     Scheduler,
@@ -51,6 +52,18 @@ def torch_rank(row, now):
 
 def length_scaled(prompt_len, total_len, max_len, factor):
     return max_len * factor
+
+
+def lower_by_hand(prompt_ids, output_ids, logits):
+    return logits - 1
+
+
+class Ban(LogitsProcessor):
+    def __init__(self, *, words: int = 2) -> None:
+        self.words = words
+
+    def process(self, logits, requests, plan):
+        return
 
 
 class Shortest(HostScheduler):
@@ -187,3 +200,20 @@ def test_wrong_model_and_engine_settings_are_named(override, message):
 def test_settings_without_fixed_keys_take_any(task, setting):
     cfg = compose(f"task={task}", f"task.{setting}={{max_seq_lengths:[1024]}}")
     assert cfg.task[setting] == {"max_seq_lengths": [1024]}
+
+
+def test_logits_processors_are_names_or_nodes():
+    here, host = __name__, "paged.logits_processors.HostLogitsProcessor"
+    given = [f"{here}.torch_rank", f"{here}.Ban", {"_target_": f"{here}.Ban", "words": 3},
+             {"_target_": host, "function": f"{here}.lower_by_hand"}]  # fmt: skip
+    function, ban, strict, by_hand = map(build.logits_processor, given)
+    assert function is torch_rank
+    assert (ban.words, strict.words) == (2, 3)
+    assert by_hand.function is lower_by_hand
+    for node, message in (
+        ({"_target_": f"{here}.Ban", "words": "x"}, "logits_processors.words: expected int"),
+        ({"_target_": f"{here}.torch_rank", "words": 3}, "takes no arguments, got words"),
+        ({"_target_": host, "function": f"{here}.nothing"}, "no class or function 'nothing'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build.logits_processor(node)

@@ -60,8 +60,16 @@ def test_any_prompt_passes_through_the_grammar(text):
 
 
 def test_quoted_prompts_and_other_arguments_are_left_alone():
-    for argument in ("prompt='a, b'", "prompt=null", "scheduler=sjf", "-m", "kv.page_size=16,32"):
+    for argument in (
+        "prompt='a, b'", "prompt=null", "scheduler=sjf", "-m", "kv.page_size=16,32",
+        "task.api_key=[one,two]",
+    ):  # fmt: skip
         assert cli.quote_text(argument) == argument
+
+
+def test_keys_are_texts_whatever_they_look_like():
+    assert cli.quote_text("task.api_key=123") == "task.api_key='123'"
+    assert cli.quote_text("task.api_key=a=b") == "task.api_key='a=b'"
 
 
 def test_the_console_command_alone_prints_help(monkeypatch, capsys):
@@ -79,6 +87,19 @@ def test_a_task_needs_no_prefix_for_its_settings(tmp_path):
         *arguments[2:],
     ]
     assert cli.task_arguments("serve", [f"model={tmp_path}"])[1] == f"model.path={tmp_path}"
+
+
+def test_settings_of_a_task_may_be_spelled_as_options():
+    arguments = ["--api-key", "a=b", "--port=9", "--model", "facebook/opt-125m", "--multirun"]
+    assert cli.task_arguments("serve", [*arguments, "seed=3", "--host"]) == [
+        "task=serve",
+        "task.api_key=a=b",
+        "task.port=9",
+        "model.path=facebook/opt-125m",
+        "--multirun",
+        "seed=3",
+        "task.host=",
+    ]
 
 
 def test_a_port_that_is_taken_is_one_line(refused):

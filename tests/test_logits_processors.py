@@ -69,6 +69,8 @@ def test_what_is_no_processor_is_refused(device):
         logits_processor("mylab.mine")
     with pytest.raises(ValueError, match=r"function must be a @triton\.jit function"):
         map_logits(**map_logits_inputs(device) | {"function": odd_by_torch})
+    with pytest.raises(ValueError, match="goes into HostLogitsProcessor"):
+        logits_processor(odd_by_hand)
     wrong = HostLogitsProcessor(lambda prompt_ids, output_ids, logits: logits[:5])
     engine = oracle_engine(device, logits_processors=[wrong])
     engine.submit([1], SamplingParams())

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from paged.simulator.step_time import steps_of_run
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -29,7 +31,7 @@ def finished(tmp_path_factory):
     prompts = [
         {"prompt": shared * 2 + "She"},
         {"prompt": ""},
-        {"prompt": "The dog", "max_tokens": 2},
+        {"prompt": "The dog", "max_tokens": 2, "n": 2},
         {"prompt_token_ids": [5, 6, 7]},
     ]
     path = folder / "prompts.jsonl"
@@ -71,12 +73,24 @@ def test_every_request_and_step_is_recorded(finished):
     assert "at least one token" in requests["1"]["error"]
     assert [len(requests[name]["token_ids"]) for name in "023"] == [4, 2, 4]
     assert requests["2"]["finish_reason"] == "length"
+    assert [len(one["token_ids"]) for one in requests["2"]["outputs"]] == [2, 2]
     assert requests["3"]["prompt_token_ids"] == [5, 6, 7]
     metrics = json.loads((folder / "metrics.json").read_text())
     steps = lines(folder / "steps.jsonl")
     assert metrics["steps"] == len(steps)
-    assert metrics["output_tokens"] == 10
+    assert metrics["output_tokens"] == 12
+    assert metrics["prefix_hit_rate"] <= 1
     assert metrics["computed_tokens"] == sum(step["num_tokens"] for step in steps)
+    served = [
+        (requests[name]["prompt_token_ids"], one["token_ids"])
+        for name in "023"
+        for one in requests[name].get("outputs", [requests[name]])
+    ]
+    keys = sum(len(prompt) + drawn for prompt, out in served for drawn in range(len(out)))
+    # Outputs part in front of the last token of their prompt; what is before takes its own step.
+    keys += len(requests["2"]["prompt_token_ids"]) - 1
+    assert sum(step["num_keys"] for step in steps) == keys
+    assert len(steps_of_run(folder)) == len(steps) - 1  # a step-time model can be fitted from it
     assert metrics["requests"] == 3
     assert sum(metrics["memory_split"].values()) == pytest.approx(1)
 

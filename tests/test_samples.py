@@ -1,5 +1,7 @@
 """Several outputs of one request (`n`): one prefill, one result, a stream of draws for each."""
 
+from dataclasses import replace
+
 import pytest
 
 from paged.kv.contiguous_max import reserve_len as whole_model_length
@@ -100,6 +102,8 @@ def test_refusals(device):
     for fields, rule in (
         ({"n": 0}, "n must be at least 1"),
         ({"n": 2, "temperature": 0}, "n must"),
+        ({"n": 2, "best_of": 1}, r"best_of must be at least n \(2\), got 1"),
+        ({"best_of": 2, "temperature": 0}, "best_of must be 1 with temperature=0"),
     ):
         with pytest.raises(ValueError, match=rule):
             SamplingParams(**fields)
@@ -107,6 +111,20 @@ def test_refusals(device):
     with pytest.raises(ValueError, match=r"n must be at most num_slots \(4\)"):
         engine.submit([1], SamplingParams(n=5))
     assert not engine.has_unfinished
+
+
+def test_best_of_keeps_the_outputs_with_the_best_mean_logprob(device):
+    llm = LLM(
+        scheduler=RankScheduler(max_num_seqs=4, max_num_batched_tokens=64),
+        kv=PagedKV(num_pages=16), max_model_len=48,
+    )  # fmt: skip
+    params = SamplingParams(n=4, temperature=1.2, seed=6, max_tokens=6, stop=[" a"])
+    (every,) = llm.generate(PROMPTS[1], params)
+    (output,) = llm.generate(PROMPTS[1], replace(params, n=2, best_of=4))
+    best = sorted(every.outputs, key=lambda one: -sum(one.logprobs) / len(one.logprobs))[:2]
+    assert output.outputs == best
+    assert best != every.outputs[:2]
+    assert output.metrics.num_output_tokens == sum(len(one.token_ids) for one in every.outputs)
 
 
 def test_seeds_of_the_outputs():

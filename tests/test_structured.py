@@ -12,6 +12,8 @@ from paged.llm import LLM
 from paged.request import SamplingParams, StructuredOutputsParams
 from paged.schedulers.base import RankScheduler
 from paged.structured.base import Grammar, GrammarCompiler
+from paged.structured.llguidance import LLGuidance
+from paged.structured.xgrammar import XGrammar
 from paged.testing.engines import VOCAB_SIZE, oracle_engine, ragged_prompts, run_to_end
 
 EOS = 0
@@ -86,10 +88,11 @@ def test_allowed_tokens_narrow_a_grammar(device):
     assert request.output.outputs[0].finish_reason == "error"
 
 
-@pytest.fixture(scope="module")
-def llm():
-    pytest.importorskip("llguidance")
+@pytest.fixture(scope="module", params=[LLGuidance, XGrammar], ids=["llguidance", "xgrammar"])
+def llm(request):
+    pytest.importorskip(request.param.__module__.rpartition(".")[2])
     return LLM(
+        grammars=request.param,
         kv=PagedKV(num_pages=64),
         scheduler=RankScheduler(max_num_seqs=8, max_num_batched_tokens=64),
         max_model_len=128,

@@ -64,7 +64,7 @@ def test_the_ablation_ends_in_a_table_with_intervals(lab):
     jobs = json.loads((folder / "ablation" / "ablation.json").read_text())["jobs"]
     assert [job["status"] for job in jobs] == ["done"] * 8
     text = (folder / "ablation" / "table.md").read_text()
-    row = next(line for line in text.splitlines() if "| e2e_mean | 4 |" in line)
+    row = next(line for line in text.splitlines() if "| e2e_mean, s | 4 |" in line)
     assert re.search(r"scheduler=patient.*\[-?[\d.,]+, -?[\d.,]+\]", row)
     assert (folder / "ablation" / "table.tex").is_file()
 

@@ -73,10 +73,8 @@ def in_the_engine(llm: LLM, requests: Sequence[Arrival]) -> tuple[dict, list[Mea
         touched = engine.step()
         done = stats.pop()
         before, seen = seen, time.perf_counter()
-        # Rows that drew; the keys of a chunk in the middle of a prompt are left out.
-        keys = sum(live.num_tokens - 1 for live in touched)
         if before is not None:
-            steps.append(MeasuredStep(done.num_tokens, done.num_seqs, keys, seen - before))
+            steps.append(MeasuredStep(done.num_tokens, done.num_seqs, done.num_keys, seen - before))
         totals["cached"] += done.cached_tokens
         totals["preempted"] += done.num_preempted
         totals["dropped"] += done.recomputed_tokens

@@ -5,7 +5,9 @@ page counts once for each row that holds it as a reference. Printed is the mean 
 """
 
 import argparse
+import json
 import random
+from pathlib import Path
 
 from replay import replay
 
@@ -56,15 +58,25 @@ def draw_lengths(
 
 
 def make_requests(
-    model: str, lengths: list[tuple[int, int]], longest: int, seed: int
+    model: str, lengths: list[tuple[int, int]], longest: int, seed: int, path: str | None
 ) -> list[tuple[list[int], int]]:
-    """(prompt, output length) of each request, cut to `longest` tokens together."""
-    words = load_tokenizer(find_model(model, with_weights=False)).encode(make_text(400, seed))
+    """(prompt, output length) of each request, cut to `longest` tokens together. Prompts begin as a
+    question of the file does, or anywhere in made-up stories."""
+    tokenizer = load_tokenizer(find_model(model, with_weights=False))
+    if path is None:
+        words = tokenizer.encode(make_text(400, seed))
+    else:
+        turns = [json.loads(line)["turns"][0] for line in Path(path).read_text().splitlines()]
+        questions = [tokenizer.encode(turn) for turn in turns]
     requests = []
     for number, (prompt_len, output_len) in enumerate(lengths):
         prompt_len = min(prompt_len, longest - 2)
-        begin = 97 * number % (len(words) - prompt_len)
-        prompt = words[begin : begin + prompt_len]
+        if path is None:
+            begin = 97 * number % (len(words) - prompt_len)
+            prompt = words[begin : begin + prompt_len]
+        else:
+            enough = [question for question in questions if len(question) >= prompt_len]
+            prompt = enough[number % len(enough)][:prompt_len]
         requests.append((prompt, min(output_len, longest - prompt_len)))
     return requests
 
@@ -97,18 +109,23 @@ def measure(
     return (references - pages) / references
 
 
-def computed_sampling(width: int, lengths: list[tuple[int, int]]) -> float:
-    """What `measure` finds for samples, from lengths alone: all pages in use, no model run.
+def computed_sampling(width: int, lengths: list[tuple[int, int]]) -> tuple[float, float]:
+    """What `measure` finds for samples, from lengths alone: all pages in use, no model run. And the
+    published count of them (replay.py says what that is).
 
     After output token t of t < output_len a row has computed prompt_len + t - 1 tokens; the full
     pages of the prompt but its last token are shared.
     """
-    references = saved = 0
+    ours, published = [0, 0], [0, 0]  # references, saved
     for prompt_len, output_len in lengths:
         for tokens in range(prompt_len, prompt_len + output_len - 1):
-            references += width * -(-tokens // PAGE_SIZE)
-            saved += (width - 1) * ((prompt_len - 1) // PAGE_SIZE)
-    return saved / references
+            ours[0] += width * -(-tokens // PAGE_SIZE)
+            ours[1] += (width - 1) * ((prompt_len - 1) // PAGE_SIZE)
+            published[0] += width * -(-(tokens + 1) // PAGE_SIZE)
+            published[1] += (width - 1) * (prompt_len // PAGE_SIZE)
+        published[0] += width * -(-prompt_len // PAGE_SIZE)
+        published[1] += (width - 1) * -(-prompt_len // PAGE_SIZE)
+    return ours[1] / ours[0], published[1] / published[0]
 
 
 def main() -> None:
@@ -117,6 +134,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=("sampling", "beams"), default="sampling")
     parser.add_argument("--widths", type=int, nargs="+", default=[2, 4, 6])
     parser.add_argument("--model", default="stories", help="a folder, a GGUF file, or a hub id")
+    parser.add_argument("--prompts", help="a .jsonl of questions as MT-Bench's, for the prompts")
     parser.add_argument("--prompt-cv", type=float, default=1.0, help="deviation / mean of prompts")
     parser.add_argument("--num-requests", type=int, default=8)
     parser.add_argument("--longest", type=int, default=512, help="tokens; longer ones are cut")
@@ -128,17 +146,19 @@ def main() -> None:
     )
     args = parser.parse_args()
     lengths = draw_lengths(args.dataset, args.num_requests, args.seed, args.prompt_cv)
-    requests = make_requests(args.model, lengths, args.longest, args.seed)
+    requests = make_requests(args.model, lengths, args.longest, args.seed, args.prompts)
     mean = [sum(pair[at] for pair in lengths) / len(lengths) for at in (0, 1)]
     print(f"{args.dataset}: {len(lengths)} requests, mean {mean[0]:.1f} in, {mean[1]:.1f} out")
     for width in args.widths:
+        published = None
         if args.computed and args.mode == "beams":
-            saved = replay(args.model, requests, width, PAGE_SIZE)
+            saved, published = replay(args.model, requests, width, PAGE_SIZE)
         elif args.computed:
-            saved = computed_sampling(width, lengths)
+            saved, published = computed_sampling(width, lengths)
         else:
             saved = measure(args.model, args.mode, width, requests, args.longest)
-        print(f"{args.mode} {width}: {saved:.2%} of the pages saved", flush=True)
+        other = "" if published is None else f", {published:.2%} by the published count"
+        print(f"{args.mode} {width}: {saved:.2%} of the pages saved{other}", flush=True)
 
 
 if __name__ == "__main__":

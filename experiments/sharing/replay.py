@@ -2,6 +2,11 @@
 
 A beam takes over its parent's full pages and copies the page behind them, as in the engine; so a
 full page is known by the beam that filled it.
+
+Two counts of the same search. The engine's: after each step, the pages that tokens have been
+written to. The published one, as in the scheduler of the paper's artifact: before each step, with
+the page that the next token will go to; the prompt's step counts too, when all its pages, the last
+one included, are still everybody's.
 """
 
 from itertools import count
@@ -15,22 +20,31 @@ BATCH = 32  # requests
 
 
 class Pages:
-    """The pages of one request's beams, when `computed` tokens of each have been computed."""
+    """The pages of one request's beams, when `computed` tokens of each have been computed.
 
-    def __init__(self, width: int, prompt_len: int, output_len: int, page_size: int) -> None:
+    Args:
+        published: count as the paper's artifact does.
+    """
+
+    def __init__(
+        self, width: int, prompt_len: int, output_len: int, page_size: int, published: bool
+    ) -> None:
         self.names = count()
-        prompt = [next(self.names) for _ in range((prompt_len - 1) // page_size)]
+        # Every row of the engine computes the prompt's last token, in a page of its own.
+        shared = (prompt_len if published else prompt_len - 1) // page_size
+        prompt = [next(self.names) for _ in range(shared)]
         self.full = [list(prompt) for _ in range(width)]
-        self.computed, self.page_size = prompt_len, page_size
+        self.computed, self.page_size, self.published = prompt_len, page_size, published
         self.steps_left = output_len - 1
-        self.references = self.pages = 0
+        self.pages = -(-prompt_len // page_size) if published else 0
+        self.references = width * self.pages
 
     def step(self, parents: list[int]) -> None:
         """Beam i goes on from beam parents[i]. The last token of a request holds nothing."""
         if self.steps_left < 1:
             return
-        begun = self.computed % self.page_size > 0
-        if not begun:
+        begun = self.published or self.computed % self.page_size > 0
+        if self.computed // self.page_size > len(self.full[0]):
             for pages in self.full:
                 pages.append(next(self.names))
         self.full = [list(self.full[parent]) for parent in parents]
@@ -44,25 +58,33 @@ class Pages:
 @torch.no_grad()
 def replay(
     model_name: str, requests: list[tuple[list[int], int]], width: int, page_size: int
-) -> float:
-    """Share of the pages saved, as `measure` reports it. No token ends a sequence."""
+) -> tuple[float, float]:
+    """Share of the pages saved, as `measure` reports it and by the published count. No token ends a
+    sequence."""
     path = find_model(model_name)
     given = {"gguf_file": path.name} if path.is_file() else {}
     folder = path.parent if path.is_file() else path
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **given).eval()
     requests = sorted(requests, key=lambda request: request[1])  # those of a batch end together
-    references = pages = 0
+    held: tuple[list[Pages], list[Pages]] = ([], [])
     for start in range(0, len(requests), BATCH):
         some = requests[start : start + BATCH]
-        held = [Pages(width, len(prompt), output_len, page_size) for prompt, output_len in some]
+        now = [
+            [Pages(width, len(prompt), output_len, page_size, how) for prompt, output_len in some]
+            for how in (False, True)
+        ]
         for parents in _search(model, [prompt for prompt, _ in some], width):
-            for one, own in zip(held, parents):
+            for one, other, own in zip(*now, parents):
                 one.step(own)
-            if all(one.steps_left < 1 for one in held):
+                other.step(own)
+            if all(one.steps_left < 1 for one in now[0]):
                 break
-        references += sum(one.references for one in held)
-        pages += sum(one.pages for one in held)
-    return (references - pages) / references
+        for every, new in zip(held, now):
+            every += new
+    ours, published = (
+        1 - sum(one.pages for one in every) / sum(one.references for one in every) for every in held
+    )
+    return ours, published
 
 
 def _search(model, prompts: list[list[int]], width: int):

@@ -19,6 +19,25 @@ COPY_PAGES_VARIANTS = ({"page_elements": 2048},)
 
 
 @triton.jit
+def move_pages(
+    from_ptr, to_ptr, source_ptr, target_ptr, count_ptr, from_pages, to_pages,
+    NUM_PLANES: tl.constexpr, PAGE_ELEMENTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Copy the listed pages of one memory to those of another."""
+    TILES: tl.constexpr = (PAGE_ELEMENTS + BLOCK - 1) // BLOCK
+    num_items = tl.load(count_ptr) * NUM_PLANES * TILES
+    for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
+        copy = item // (NUM_PLANES * TILES)
+        plane = tl.cast(item // TILES % NUM_PLANES, tl.int64)
+        source = plane * from_pages + tl.load(source_ptr + copy)
+        target = plane * to_pages + tl.load(target_ptr + copy)
+        at = item % TILES * BLOCK + tl.arange(0, BLOCK)
+        inside = at < PAGE_ELEMENTS
+        kept = tl.load(from_ptr + source * PAGE_ELEMENTS + at, mask=inside)
+        tl.store(to_ptr + target * PAGE_ELEMENTS + at, kept, mask=inside)
+
+
+@triton.jit
 def _copy_pages_kernel(
     pages_ptr, source_ptr, target_ptr, num_copies_ptr, num_pages,
     NUM_PLANES: tl.constexpr, PAGE_ELEMENTS: tl.constexpr, BLOCK: tl.constexpr,
@@ -27,16 +46,10 @@ def _copy_pages_kernel(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    TILES: tl.constexpr = (PAGE_ELEMENTS + BLOCK - 1) // BLOCK
-    num_items = tl.load(num_copies_ptr) * NUM_PLANES * TILES
-    for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
-        copy = item // (NUM_PLANES * TILES)
-        plane = tl.cast(item // TILES % NUM_PLANES, tl.int64) * num_pages * PAGE_ELEMENTS
-        at = item % TILES * BLOCK + tl.arange(0, BLOCK)
-        inside = at < PAGE_ELEMENTS
-        source = pages_ptr + plane + tl.load(source_ptr + copy).to(tl.int64) * PAGE_ELEMENTS
-        target = pages_ptr + plane + tl.load(target_ptr + copy).to(tl.int64) * PAGE_ELEMENTS
-        tl.store(target + at, tl.load(source + at, mask=inside), mask=inside)
+    move_pages(
+        pages_ptr, pages_ptr, source_ptr, target_ptr, num_copies_ptr, num_pages, num_pages,
+        NUM_PLANES, PAGE_ELEMENTS, BLOCK,
+    )  # fmt: skip
 
 
 def copy_pages(

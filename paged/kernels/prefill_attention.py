@@ -5,8 +5,8 @@ The arithmetic and its order, and so the bits, are those of the tall tiles of
 producer warp fills rings of keys and values by TMA; two warp groups of 64 rows each consume them,
 with no barrier in common but the rings'. A step takes 128 keys: one product S = Q K^T, for which Q
 is read from shared memory once, then two updates of the softmax of 64 keys each, as everywhere. The
-values of the second half are left in flight under the next S, and the groups issue their products
-in turn, so that one computes its exponentials while the tensor cores work for the other
+values of the second half are multiplied with the next S, and the groups issue their products in
+turn, so that one computes its exponentials while the tensor cores work for the other
 (FlashAttention-3, Shah et al. 2024, section 3).
 
 Grid: (KV head, item). q may be strided over tokens; all else is contiguous.
@@ -20,11 +20,7 @@ import triton
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    tma,
-)
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from paged.kernels.attention_arguments import check_arguments, check_scalars
@@ -110,7 +106,7 @@ def _prefill_attention_kernel(
     KEYS: gl.constexpr,
     K_STAGES: gl.constexpr,
     V_STAGES: gl.constexpr,
-    IN_TURN: gl.constexpr,
+    TURNS: gl.constexpr,
     PDL: gl.constexpr,
 ):
     if PDL:
@@ -156,13 +152,13 @@ def _prefill_attention_kernel(
             (consume, (
                 q_ptr, out_ptr, q_smem, ones, k_ring, v_ring, k_full, k_empty, v_full, v_empty,
                 first_row, position, num_tokens, kv_head, q_stride, score_scale,
-                0, IN_TURN, HEADS, NUM_HEADS, HEAD_DIM, SPLIT_SIZE, ROWS, KEYS,
+                0, TURNS, HEADS, NUM_HEADS, HEAD_DIM, SPLIT_SIZE, ROWS, KEYS,
                 K_STAGES, V_STAGES,
             )),
             (consume, (
                 q_ptr, out_ptr, q_smem, ones, k_ring, v_ring, k_full, k_empty, v_full, v_empty,
                 first_row, position, num_tokens, kv_head, q_stride, score_scale,
-                1, IN_TURN, HEADS, NUM_HEADS, HEAD_DIM, SPLIT_SIZE, ROWS, KEYS,
+                1, TURNS, HEADS, NUM_HEADS, HEAD_DIM, SPLIT_SIZE, ROWS, KEYS,
                 K_STAGES, V_STAGES,
             )),
             (_produce, (
@@ -209,12 +205,15 @@ def prefill_attention(
     tokens_per_tile: int,
     split_size: int,
     stages: int = 2,
-    in_turn: bool = True,
+    turns: str = "done",
 ) -> torch.Tensor:
     """Attend as `paged_attention` does; for what `fits_prefill_attention` allows.
 
     Args and errors are those of `paged_attention`; `items` have no spread splits. For measurements:
-    `stages`, steps of 128 keys and values in flight, and `in_turn`, whether the groups take turns.
+    `stages`, steps of 128 keys and values in flight, and `turns`, when a group lets the other issue
+    its products: once its own are "issued" or "done", or whenever they like ("none"). Where the
+    tensor cores take the products of both by turns, both would otherwise wait, and then compute
+    exponentials, at the same time.
     """
     if not fits_prefill_attention(q, k_cache, tokens_per_tile):
         raise ValueError(
@@ -257,7 +256,7 @@ def prefill_attention(
         KEYS=KEYS,
         K_STAGES=stages,
         V_STAGES=2 * stages,
-        IN_TURN=in_turn,
+        TURNS=turns,
         num_warps=4,
         **pdl(),
     )

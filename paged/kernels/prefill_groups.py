@@ -110,7 +110,7 @@ def _attend(
     m, l_sum, acc, m_split, l_split, acc_split, p,
     first, end, q_smem, ones, k_ring, v_ring, k_full, k_empty, v_full, v_empty,
     q_pos, kv_end, score_scale,
-    GROUP: gl.constexpr, IN_TURN: gl.constexpr, MASKED: gl.constexpr, SPLIT_SIZE: gl.constexpr,
+    GROUP: gl.constexpr, TURNS: gl.constexpr, MASKED: gl.constexpr, SPLIT_SIZE: gl.constexpr,
     KEYS: gl.constexpr, K_STAGES: gl.constexpr, V_STAGES: gl.constexpr, COPY: gl.constexpr,
 ):  # fmt: skip
     """Steps first to end - 1 of 2 KEYS keys each; returns the state.
@@ -133,38 +133,37 @@ def _attend(
         last = 2 * j + V_STAGES - 1
         v_slot = last % V_STAGES
         mbarrier.wait(k_full.index(k_slot), (j // K_STAGES) & 1)
-        if IN_TURN:
+        mbarrier.wait(v_full.index(v_slot), (last // V_STAGES - 1) & 1, pred=has_last)
+        if TURNS != "none":
             _wait_turn(GROUP)
         k = k_ring.index(k_slot).permute((1, 0))
         s_token = warpgroup_mma(q_smem, k, zeros, use_acc=False, is_async=True)
-        mbarrier.wait(v_full.index(v_slot), (last // V_STAGES - 1) & 1, pred=has_last)
         l_token, acc_token = _add_values(p, v_ring.index(v_slot), ones, l_split, acc_split, True)
-        if IN_TURN:
+        if TURNS == "issued":
             _give_turn(GROUP)
-        s = warpgroup_mma_wait(2, deps=[s_token])
+        s, l_split, acc_split, p = warpgroup_mma_wait(0, deps=[s_token, l_token, acc_token, p])
+        if TURNS == "done":
+            _give_turn(GROUP)
         mbarrier.arrive(k_empty.index(k_slot))
+        mbarrier.arrive(v_empty.index(v_slot), pred=has_last)
         s_0, s_1 = s.reshape([ROWS, 2, KEYS]).permute((0, 2, 1)).split()
         s_0 = gl.convert_layout(s_0, S, assert_trivial=True)
         s_1 = gl.convert_layout(s_1, S, assert_trivial=True)
 
         m_old = gl.where(begins, float("-inf"), m_split)
         m_0, p_0, rescale = _softmax(s_0, m_old, start, q_pos, score_scale, dtype, P, MASKED)
-        # Between the exponentials and the wait: ptxas does not move either across its loop
-        next_slot = 2 * j % V_STAGES
-        mbarrier.wait(v_full.index(next_slot), (2 * j // V_STAGES) & 1)
-        l_split, acc_split, p = warpgroup_mma_wait(0, deps=[l_token, acc_token, p])
-        mbarrier.arrive(v_empty.index(v_slot), pred=has_last)
         if begins & has_last:
             m, l_sum, acc = _merge_split(m, l_sum, acc, m_split, l_split, acc_split)
         l_split, acc_split = _rescale(l_split, acc_split, rescale)
-
-        v = v_ring.index(next_slot)
+        v_slot = 2 * j % V_STAGES
+        mbarrier.wait(v_full.index(v_slot), (2 * j // V_STAGES) & 1)
+        v = v_ring.index(v_slot)
         if MASKED and start + KEYS > kv_end:
             _clear(v, kv_end - start, COPY)
         l_token, acc_token = _add_values(p_0, v, ones, l_split, acc_split, begins == 0)
         m_split, p, rescale = _softmax(s_1, m_0, start + KEYS, q_pos, score_scale, dtype, P, MASKED)
         l_split, acc_split, p_0 = warpgroup_mma_wait(0, deps=[l_token, acc_token, p_0])
-        mbarrier.arrive(v_empty.index(next_slot))
+        mbarrier.arrive(v_empty.index(v_slot))
         l_split, acc_split = _rescale(l_split, acc_split, rescale)
     return m, l_sum, acc, m_split, l_split, acc_split, p
 
@@ -173,7 +172,7 @@ def _attend(
 def consume(
     q_ptr, out_ptr, q_smem, ones, k_ring, v_ring, k_full, k_empty, v_full, v_empty,
     first_row, position, num_tokens, kv_head, q_stride, score_scale,
-    GROUP: gl.constexpr, IN_TURN: gl.constexpr, HEADS: gl.constexpr, NUM_HEADS: gl.constexpr,
+    GROUP: gl.constexpr, TURNS: gl.constexpr, HEADS: gl.constexpr, NUM_HEADS: gl.constexpr,
     HEAD_DIM: gl.constexpr, SPLIT_SIZE: gl.constexpr, ROWS: gl.constexpr, KEYS: gl.constexpr,
     K_STAGES: gl.constexpr, V_STAGES: gl.constexpr,
 ):  # fmt: skip
@@ -208,7 +207,7 @@ def consume(
     p = gl.full([ROWS, KEYS], 0.0, dtype, gl.DotOperandLayout(0, ACC, 2))
     num_steps = (kv_end + 2 * KEYS - 1) // (2 * KEYS)
     num_full = (position + 1) // (2 * KEYS)  # steps whose keys every row sees
-    if IN_TURN and GROUP == 1:
+    if TURNS != "none" and GROUP == 1:
         _give_turn(GROUP)  # group 0 begins
     for masked in gl.static_range(2):
         m, l_sum, acc, m_split, l_split, acc_split, p = _attend(
@@ -216,7 +215,7 @@ def consume(
             num_full if masked else 0, num_steps if masked else num_full,
             q_smem, ones, k_ring, v_ring, k_full, k_empty, v_full, v_empty,
             q_pos, kv_end, score_scale,
-            GROUP, IN_TURN, masked == 1, SPLIT_SIZE, KEYS, K_STAGES, V_STAGES, COPY,
+            GROUP, TURNS, masked == 1, SPLIT_SIZE, KEYS, K_STAGES, V_STAGES, COPY,
         )  # fmt: skip
     last = 2 * num_steps - 1
     v_slot = last % V_STAGES

@@ -14,29 +14,10 @@ import torch
 import triton
 import triton.language as tl
 
+from paged.kernels.copy_pages import NUM_PROGRAMS, move_pages
 from paged.kernels.launch import check_tensor, interpreted, pdl
 
-NUM_PROGRAMS = 256  # about two for each SM of an H100
 SWAP_PAGES_VARIANTS = ({"page_elements": 2048},)
-
-
-@triton.jit
-def _move_pages(
-    from_ptr, to_ptr, source_ptr, target_ptr, count_ptr, from_pages, to_pages,
-    NUM_PLANES: tl.constexpr, PAGE_ELEMENTS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Copy the listed pages of one memory to those of another."""
-    TILES: tl.constexpr = (PAGE_ELEMENTS + BLOCK - 1) // BLOCK
-    num_items = tl.load(count_ptr) * NUM_PLANES * TILES
-    for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
-        copy = item // (NUM_PLANES * TILES)
-        plane = tl.cast(item // TILES % NUM_PLANES, tl.int64)
-        source = plane * from_pages + tl.load(source_ptr + copy)
-        target = plane * to_pages + tl.load(target_ptr + copy)
-        at = item % TILES * BLOCK + tl.arange(0, BLOCK)
-        inside = at < PAGE_ELEMENTS
-        kept = tl.load(from_ptr + source * PAGE_ELEMENTS + at, mask=inside)
-        tl.store(to_ptr + target * PAGE_ELEMENTS + at, kept, mask=inside)
 
 
 @triton.jit
@@ -49,11 +30,11 @@ def _swap_pages_kernel(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    _move_pages(
+    move_pages(
         pages_ptr, host_ptr, out_source_ptr, out_target_ptr, num_out_ptr, num_pages,
         num_host_pages, NUM_PLANES, PAGE_ELEMENTS, BLOCK,
     )  # fmt: skip
-    _move_pages(
+    move_pages(
         host_ptr, pages_ptr, in_source_ptr, in_target_ptr, num_in_ptr, num_host_pages, num_pages,
         NUM_PLANES, PAGE_ELEMENTS, BLOCK,
     )  # fmt: skip

@@ -127,7 +127,7 @@ def add_token_routes(app: FastAPI, service: Service) -> None:
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> responses.Text:
         service.check_model(body.model)
-        ids = reader.ids(body.tokens) if body.tokens else []
+        ids = reader.ids(body.tokens, "tokens") if body.tokens else []
         skip = bool(body.skip_special_tokens)
         text = await service.in_thread(reader.need_tokenizer().decode, ids, skip)
         return responses.Text(prompt=text)
@@ -161,5 +161,6 @@ def add_debug_routes(app: FastAPI, service: Service) -> None:
         return await service.client.call("reset_prefix_cache")
 
     @app.post("/debug/profile")
-    async def profile(body: ProfileRequest) -> dict[str, Any]:
-        return await service.client.call("profile", num_steps=body.num_steps)
+    async def profile(body: ProfileRequest | None = None) -> dict[str, Any]:
+        num_steps = (body or ProfileRequest()).num_steps
+        return await service.client.call("profile", num_steps=num_steps)

@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from paged.server.chunks import Chunks, ending
 from paged.server.generation import Delta, Generation, Sample
 from paged.server.logprobs import shown_prompt_logprobs
 from paged.server.protocol import ChatRequest
@@ -71,26 +72,13 @@ class ChatAnswer:
         )
 
     async def events(self, generation: Generation) -> AsyncIterator[bytes]:
-        """The answer as it grows; only what changes is encoded anew."""
+        """The answer as it grows."""
         options = self.body.stream_options
-        with_usage = options is not None and bool(options.include_usage)
-        continuous = options is not None and bool(options.continuous_usage_stats)
-        head = (
-            f'data: {{"id":"{self.id}","object":"chat.completion.chunk","created":{self.created},'
-            f'"model":{quoted(self.model)},"choices":['
-        )
-        tail = '],"usage":null}\n\n' if with_usage else "]}\n\n"
+        chunks = Chunks("chat.completion.chunk", self.id, self.created, self.model, options)
         role = '"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
-        yield "".join(
-            f'{head}{{"index":{sample.index},{role}}}{tail}' for sample in generation.samples
-        ).encode()
-        async for deltas in generation.batches():
-            if continuous:
-                tail = f'],"usage":{usage_of(generation).model_dump_json()}}}\n\n'
-            choices = [self._choice(delta) for delta in deltas]
-            yield "".join(f"{head}{choice}{tail}" for choice in choices if choice).encode()
-        if with_usage:
-            yield f'{head}],"usage":{usage_of(generation).model_dump_json()}}}\n\n'.encode()
+        yield chunks.encode(f'{{"index":{sample.index},{role}}}' for sample in generation.samples)
+        async for data in chunks.of(generation, self._choice):
+            yield data
 
     def _whole_choice(self, delta: Delta) -> ChatChoice:
         message, reason = ChatMessage(content=delta.text), delta.finish_reason
@@ -128,13 +116,8 @@ class ChatAnswer:
             return ""
         logprobs = self._logprobs(delta)
         shown = "null" if logprobs is None else logprobs.model_dump_json()
-        ended = "null" if reason is None else f'"{reason}"'
-        stop = delta.stop_reason
-        stopped = quoted(stop) if isinstance(stop, str) else "null" if stop is None else stop
-        return (
-            f'{{"index":{delta.index},"delta":{{{content}}},"logprobs":{shown},'
-            f'"finish_reason":{ended},"stop_reason":{stopped}}}'
-        )
+        ended = ending(reason, delta.stop_reason)
+        return f'{{"index":{delta.index},"delta":{{{content}}},"logprobs":{shown},{ended}}}'
 
     def _stream(self, index: int, form: ToolFormat) -> ToolStream:
         if index not in self._streams:

@@ -141,7 +141,7 @@ class EngineClient:
                 sample.key = next(self._keys)
                 self._samples[sample.key] = (sample, generation)
             ids = array("i", first.token_ids).tobytes()
-            commands.append(Submit(first.key, ids, first.params))
+            commands.append(Submit(first.key, ids, first.params, first.search))
         self._outbox.put(*commands)
         return generation
 

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
+from paged.server.chunks import Chunks, ending
 from paged.server.errors import ApiError
 from paged.server.generation import Delta, Generation, Sample
 from paged.server.logprobs import (
@@ -81,23 +83,11 @@ class CompletionAnswer:
             usage=usage_of(generation),
         )
 
-    async def events(self, generation: Generation) -> AsyncIterator[bytes]:
-        """The answer as it grows; only what changes is encoded anew."""
+    def events(self, generation: Generation) -> AsyncIterator[bytes]:
+        """The answer as it grows."""
         options = self.body.stream_options
-        with_usage = options is not None and bool(options.include_usage)
-        continuous = options is not None and bool(options.continuous_usage_stats)
-        head = (
-            f'data: {{"id":"{self.id}","object":"text_completion","created":{self.created},'
-            f'"model":{quoted(self.model)},"choices":['
-        )
-        tail = '],"usage":null}\n\n' if with_usage else "]}\n\n"
-        async for deltas in generation.batches():
-            if continuous:
-                tail = f'],"usage":{usage_of(generation).model_dump_json()}}}\n\n'
-            choices = [self._choice(generation, delta) for delta in deltas]
-            yield "".join(f"{head}{choice}{tail}" for choice in choices if choice).encode()
-        if with_usage:
-            yield f'{head}],"usage":{usage_of(generation).model_dump_json()}}}\n\n'.encode()
+        chunks = Chunks("text_completion", self.id, self.created, self.model, options)
+        return chunks.of(generation, partial(self._choice, generation))
 
     def _choice(self, generation: Generation, delta: Delta) -> str:
         """A streamed choice; empty if there is nothing to show."""
@@ -107,13 +97,8 @@ class CompletionAnswer:
         shown = "null"
         if logprobs is not None and logprobs.tokens:
             shown = logprobs.model_dump_json()
-        reason = "null" if delta.finish_reason is None else f'"{delta.finish_reason}"'
-        stop = delta.stop_reason
-        stopped = quoted(stop) if isinstance(stop, str) else "null" if stop is None else stop
-        return (
-            f'{{"index":{delta.index},"text":{quoted(text)},"logprobs":{shown},'
-            f'"finish_reason":{reason},"stop_reason":{stopped}}}'
-        )
+        ended = ending(delta.finish_reason, delta.stop_reason)
+        return f'{{"index":{delta.index},"text":{quoted(text)},"logprobs":{shown},{ended}}}'
 
     def _shown(self, generation: Generation, delta: Delta) -> tuple[str, CompletionLogprobs | None]:
         """A delta's text and logprobs; with `echo` the first of a choice begins with the prompt."""

@@ -9,7 +9,6 @@ import time
 import traceback
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,8 +18,8 @@ from paged.engine import StepStats
 from paged.live_request import LiveRequest
 from paged.llm import LLM
 from paged.mailbox import Report
-from paged.request import Logprob
 from paged.server.inspection import Profile, reset_prefix_cache, snapshot
+from paged.server.tracked import Tracked
 from paged.server.wire import (
     Abort,
     Call,
@@ -33,7 +32,6 @@ from paged.server.wire import (
     Stop,
     Submit,
     Tokens,
-    Top,
 )  # fmt: skip
 
 
@@ -56,16 +54,6 @@ def run_engine(build: Callable[[], LLM], connection: Connection, profile_dir: st
         raise
     finally:
         outbox.close()
-
-
-@dataclass(slots=True)
-class Tracked:
-    """An output of a live request, and what of it has been reported."""
-
-    live: LiveRequest
-    begun: bool = False  # something has been reported; from then on, what a step brings is new
-    num_cached_tokens: int = 0  # at its first admission; later ones are after a preemption
-    admitted: float | None = None  # when that was
 
 
 class EngineLoop:
@@ -123,7 +111,11 @@ class EngineLoop:
     def _submit(self, command: Submit) -> None:
         ids = array("i", command.token_ids).tolist()
         try:
-            live = self.engine.submit(ids, command.params, request_id=str(command.key))
+            name, search = str(command.key), command.search
+            if search is None:
+                live = self.engine.submit(ids, command.params, request_id=name)
+            else:
+                live = self.engine.submit_beams(ids, search, request_id=name)
         except ValueError as error:  # the HTTP process checks first; the engine has the last word
             for number in range(command.params.n):
                 failed = Progress(command.key + number, [], [], 0)
@@ -181,38 +173,26 @@ class EngineLoop:
         self, live: LiveRequest, num_new: int, now: float, messages: list[object]
     ) -> None:
         """What an output has brought that is more than a token: `num_new` of them, or its end."""
-        key = int(live.request_id) + live.index
-        tracked = self.tracked.get(key)
-        completion = live.completion
-        if tracked is None or not (completion.token_ids or live.has_ended):
-            return  # a prompt whose log-probabilities are wanted comes token by token
-        is_first, tracked.begun = not tracked.begun, True
-        if is_first:
-            tracked.num_cached_tokens = live.metrics.num_cached_tokens
-        if live.stop_met is not None:
-            num_new = 0  # what is drawn now is no output
-        first = 0 if is_first else len(completion.token_ids) - num_new
-        of_prompt = is_first and live.index == 0
-        progress = Progress(
-            key,
-            completion.token_ids[first:],
-            completion.logprobs[first:],
-            tracked.num_cached_tokens,
-            [_most_probable(top) for top in completion.top_logprobs[first:]]
-            if live.params.logprobs
-            else None,
-            prompt_logprobs=live.output.prompt_logprobs if of_prompt else None,
-        )
-        if live.has_ended:
-            del self.tracked[key]
-            progress = progress._replace(
-                finish_reason=completion.finish_reason,
-                error=live.output.error if completion.finish_reason == "error" else None,
-                times=_times(tracked, now),
-            )
-        elif not live.params.logprobs and live.stop_met is None:
-            self._plain_keys[live.slot] = key
+        tracked = self.tracked.get(int(live.request_id) + live.index)
+        if tracked is None:
+            return
+        if live.beams is not None:
+            if live.finished:  # and all of its group, in the same step or before
+                beams = map(self._forget, live.group)
+                messages += [beam.searched(now) for beam in beams if beam is not None]
+            return
+        progress = tracked.progress(num_new, now)
+        if progress is None:
+            return
         messages.append(progress)
+        if live.has_ended:
+            self._forget(live)
+        elif not live.params.logprobs and live.stop_met is None:
+            self._plain_keys[live.slot] = tracked.key
+
+    def _forget(self, live: LiveRequest) -> Tracked | None:
+        """It has ended; None if it was given up before."""
+        return self.tracked.pop(int(live.request_id) + live.index, None)
 
     def _note_admissions(self, began: float) -> None:
         """A step that began then has admitted requests."""
@@ -263,18 +243,3 @@ class EngineLoop:
     def _end_profile(self, profile: Profile) -> None:
         self._profile = None
         self.outbox.put(Reply(profile.number, profile.save()))
-
-
-def _most_probable(top: dict[int, Logprob]) -> Top:
-    """A token's report in the order of ranks."""
-    ranked = sorted(top.items(), key=lambda item: item[1].rank)
-    return [(token, found.logprob) for token, found in ranked]
-
-
-def _times(tracked: Tracked, now: float) -> tuple[float, float, float]:
-    """Seconds from arrival to admission, from there to the first token, from there to the end."""
-    metrics = tracked.live.metrics
-    admitted = now if tracked.admitted is None else tracked.admitted
-    first = now if metrics.first_token_time is None else metrics.first_token_time
-    arrival = metrics.arrival_time
-    return max(0.0, admitted - arrival), max(0.0, first - admitted), max(0.0, now - first)

@@ -1,7 +1,10 @@
 """Errors in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
 
+import difflib
 import json
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -75,12 +78,16 @@ def install(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return from_validation(error).response()
+        body = request.scope["endpoint"].__annotations__.get("body")
+        return from_validation(error, getattr(body, "model_fields", ())).response()
 
-    async def http_error(_: Request, error: Exception) -> Response:
+    async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        hint = "; see /docs" if error.status_code in (404, 405) else ""
         return ApiError(
-            str(error.detail), status=error.status_code, headers=error.headers
+            f"{request.method} {request.url.path}: {error.detail}{hint}",
+            status=error.status_code,
+            headers=error.headers,
         ).response()
 
     async def bug(_: Request, error: Exception) -> Response:
@@ -94,25 +101,49 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, bug)
 
 
-def from_validation(error: RequestValidationError) -> ApiError:
-    """All that pydantic found wrong, as one error; `param` is the first field at fault."""
-    messages: dict[str, list[str]] = {}
-    code = None
+def from_validation(error: RequestValidationError, fields: Iterable[str]) -> ApiError:
+    """All that pydantic found wrong, as one error; `param` is the first field at fault.
+
+    `fields` are those that the body may have.
+    """
+    rules: dict[str, dict[str, str]] = {}  # by place: what it should be, and what it is instead
+    param = code = None
     for problem in error.errors():
-        where = [part for part in problem["loc"] if part not in ("body", "path", "query")]
-        if problem["type"] == "json_invalid":
+        kind, where = problem["type"], problem["loc"][1:]  # behind "body"
+        if kind == "json_invalid":
             return ApiError(f"the body is not JSON: {problem['ctx']['error']}", code="invalid_json")
-        name = str(where[0]) if where else "body"
-        if problem["type"] == "extra_forbidden":
-            name = ".".join(str(part) for part in where)
-            code = code or "unknown_parameter"
-            messages[name] = ["unknown parameter"]
-        else:
-            messages.setdefault(name, [])
-            if problem["msg"] not in messages[name]:
-                messages[name].append(problem["msg"])
-    text = "; ".join(f"{name}: {' or '.join(found)}" for name, found in messages.items())
-    return ApiError(text, param=next(iter(messages), None), code=code)
+        if not where:
+            return ApiError(
+                "the body must be a JSON object, sent with Content-Type: application/json, got "
+                f"{reprlib.repr(error.body)}"
+            )
+        path = _path(error.body, where)
+        name, rule, got = path.partition(".")[0], problem["msg"], reprlib.repr(problem["input"])
+        if kind == "missing":
+            path, got = f"{path}.{where[-1]}".lstrip("."), ""
+            name = path.partition(".")[0]
+        elif kind == "extra_forbidden":
+            near = difflib.get_close_matches(path, fields, n=1)
+            rule = "unknown parameter" + (f"; did you mean {near[0]}?" if near else "")
+            name, code, got = path, "unknown_parameter", ""
+        param = param or name
+        rules.setdefault(path, {})[rule] = got and f", got {got}"
+    text = "; ".join(
+        f"{path}: {' or '.join(found)}{next(iter(found.values()))}" for path, found in rules.items()
+    )
+    return ApiError(text, param=param, code=code)
+
+
+def _path(body: Any, where: Sequence[int | str]) -> str:
+    """The place of a problem by keys of the body; pydantic has branches of unions among them."""
+    names = []
+    for part in where:
+        try:
+            body = body[part]
+        except (KeyError, IndexError, TypeError):
+            continue
+        names.append(str(part))
+    return ".".join(names)
 
 
 def unknown_model(name: str, served: tuple[str, ...]) -> ApiError:

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
+from paged.beams import BeamSearchParams
 from paged.detokenizer import Detokenizer
 from paged.request import SamplingParams
 from paged.server.errors import ApiError
@@ -40,6 +41,7 @@ class Sample:
         params: of the engine's request, which may make several samples.
         detokenizer: used by the receiving thread only.
         only_prompt: no output is wanted. The engine draws a token all the same; it is not shown.
+        search: it is one of the sequences of a beam search.
     """
 
     index: int
@@ -48,6 +50,7 @@ class Sample:
     params: SamplingParams
     detokenizer: Detokenizer
     only_prompt: bool = False
+    search: BeamSearchParams | None = None
     key: int = -1
     last_token_time: float | None = None
     num_tokens: int = 0

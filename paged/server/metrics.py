@@ -178,11 +178,18 @@ class Metrics(Collector):
         labels, values = ["model_name", "engine"], [self.model_name, "0"]
         total = self.sizes.num_pages if self.sizes else 1
         usage = 1 - (self.free_pages + self.cached_pages) / total
+        drafted = self.counters["spec_decode_num_draft_tokens"]
+        accepted = self.counters["spec_decode_num_accepted_tokens"] / max(1, drafted)
         for name, text, value in (
             ("num_requests_running", "Requests that run.", self.num_running),
             ("num_requests_waiting", "Requests that wait.", self.num_waiting),
             ("kv_cache_usage_perc", "Share of the KV pages in use, 0 to 1.", usage),
             ("gpu_cache_usage_perc", "Share of the KV pages in use (old name).", usage),
+            (
+                "spec_decode_draft_acceptance_rate",
+                "Share of draft tokens that were right.",
+                accepted,
+            ),
         ):
             gauge = GaugeMetricFamily(prefix + name, text, labels=labels)
             gauge.add_metric(values, value)

@@ -34,6 +34,9 @@ NOT_SERVED: Mapping[str, tuple] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "metadata": ({},),
+    "prompt_cache_retention": ("in_memory",),
+    "prompt_cache_options": ({},),
+    "moderation": (),
 }
 ENGINE_FIELDS = frozenset(field.name for field in dataclasses.fields(SamplingParams))
 
@@ -70,8 +73,8 @@ def sampling_params(body: Generate, max_tokens: int, n: int) -> SamplingParams:
     given |= {name: value for name in PASSED if (value := getattr(body, name)) is not None}
     if body.logit_bias:
         given["logit_bias"] = _token_biases(body.logit_bias)
-    if body.user is not None and body.client is None:
-        given["client"] = zlib.crc32(body.user.encode()) & 0x7FFFFFFF
+    if (user := _user_of(body)) is not None and body.client is None:
+        given["client"] = zlib.crc32(user.encode()) & 0x7FFFFFFF
     if num_top := num_top_logprobs(body):
         given["logprobs"] = num_top
     wanted = num_prompt_logprobs(body)
@@ -91,6 +94,8 @@ def field_named(message: str, body: Generate) -> str | None:
     name = message.partition(" ")[0].rstrip(":").partition(".")[0]
     if name in ("structured_outputs", "StructuredOutputsParams"):
         return grammar_field(body)
+    if name == "beam_width":
+        return "n"
     return name if name in ENGINE_FIELDS or name == "prompt" else None
 
 
@@ -151,6 +156,11 @@ def output_limit(
             code="context_length_exceeded",
         )
     return kept, asked if asked is not None else max_model_len - kept
+
+
+def _user_of(body: Generate) -> str | None:
+    newer = body.safety_identifier if isinstance(body, ChatRequest) else None
+    return body.user if newer is None else newer
 
 
 def _token_biases(given: dict[str, float]) -> dict[int, float]:

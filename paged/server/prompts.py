@@ -44,17 +44,17 @@ class PromptReader:
             raise ApiError("prompt must hold at least one token, got an empty text", param="prompt")
         return ids
 
-    def ids(self, prompt: Sequence[int]) -> list[int]:
-        """Token ids, checked."""
-        if not prompt:
-            raise ApiError("prompt must hold at least one token, got none", param="prompt")
-        if max(prompt) >= self.vocab_size:
+    def ids(self, given: Sequence[int], field: str = "prompt") -> list[int]:
+        """Token ids that came in a field of the body, checked."""
+        if not given:
+            raise ApiError(f"{field} must hold at least one token, got none", param=field)
+        if max(given) >= self.vocab_size:
             raise ApiError(
-                f"prompt token ids must be below {self.vocab_size}, the vocabulary, "
-                f"got {max(prompt)}",
-                param="prompt",
+                f"{field}: token ids must be below {self.vocab_size}, the vocabulary, "
+                f"got {max(given)}",
+                param=field,
             )
-        return list(prompt)
+        return list(given)
 
     def conversation(
         self,

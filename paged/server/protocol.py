@@ -85,6 +85,9 @@ class Generate(RequestBody):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    use_beam_search: bool | None = None  # n is its width
+    length_penalty: Annotated[float, Field(ge=-100, le=100)] | None = None
+    early_stopping: bool | None = None
     priority: Small | None = None
     client: Small | None = None
     predicted_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
@@ -177,6 +180,11 @@ class ChatRequest(Generate):
     service_tier: str | None = None
     store: bool | None = None
     metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None  # what OpenAI makes of `user`
+    prompt_cache_key: str | None = None  # a hint that is not needed: every prefix is found
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    moderation: dict[str, Any] | None = None
 
 
 class TokenizeRequest(RequestBody):

@@ -148,7 +148,9 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
-        raise ValueError(f"task.port: cannot listen on {host}:{port}: {error}") from error
+        raise ValueError(
+            f"task.port: cannot listen on {host}:{port}: {error}; 0 takes a free one"
+        ) from error
 
 
 def _chat_template(given: str | None) -> str | None:

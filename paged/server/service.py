@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from paged.bad_words import with_bad_word_ids
+from paged.beams import BeamSearchParams, check_room
 from paged.detokenizer import Detokenizer
 from paged.request import SamplingParams
+from paged.server.beams import beam_search
 from paged.server.client import EngineClient
 from paged.server.errors import ApiError, ClientGone, unknown_model
 from paged.server.generation import Delta, Generation, Sample
@@ -82,53 +84,65 @@ class Service:
                 f"with n={n}",
                 param="n",
             )
-        stop = stop_strings(body)
-        if stop:
+        if stop_strings(body):
             self.reader.need_tokenizer()
         requests: list[list[Sample]] = []
         for number, ids in enumerate(prompts):
             kept, limit = output_limit(body, max_tokens, len(ids), self.reader.max_model_len)
-            ids = ids[-kept:]
+            ids, limit = ids[-kept:], max(1, limit)
+            search = beam_search(body, limit)
             # Equal outputs are not one request to the engine: n of them are n requests.
-            together = n if body.temperature != 0 else 1
-            params = sampling_params(body, max(1, limit), together)
-            try:
-                if self.reader.tokenizer is not None:
-                    params = with_bad_word_ids(params, self.reader.tokenizer)
-                self.client.info.limits.accept(ids, params, "", None, 0)
-                if number == 0:
-                    self._check_grammar(params)
-            except ValueError as error:
-                raise ApiError(str(error), param=field_named(str(error), body)) from error
-            skip = body.skip_special_tokens is not False and not self.token_text.is_special(shown)
+            together = n if search is not None or body.temperature != 0 else 1
+            if search is not None:
+                params = search.sampling()
+            else:
+                params = sampling_params(body, limit, together)
+            params = self._accepted(body, ids, params, search, with_grammar=number == 0)
             made = [
                 Sample(
-                    number * n + index,
-                    number,
-                    ids,
-                    params,
-                    Detokenizer(
-                        self.reader.tokenizer,
-                        ids,
-                        stop=stop,
-                        include_stop=params.include_stop_str_in_output,
-                        min_tokens=params.min_tokens,
-                        skip_special_tokens=skip,
-                        decoder=self.token_text.decoder(ids, skip_special_tokens=skip),
-                    ),
-                    only_prompt=max_tokens == 0,
+                    number * n + index, number, ids, params, self._detokenizer(body, ids, shown),
+                    only_prompt=max_tokens == 0, search=search,
                 )
                 for index in range(n)
-            ]
+            ]  # fmt: skip
             requests += [made[start : start + together] for start in range(0, n, together)]
         return requests
 
-    def _check_grammar(self, params: SamplingParams) -> None:
-        """Raises ValueError if the engine would refuse the grammar, which is too late to say so in
-        a stream."""
-        wanted, grammars = params.structured_outputs, self.client.info.grammars
-        if wanted is not None and grammars is not None:
-            grammars.compile(wanted)
+    def _accepted(
+        self,
+        body: Generate,
+        ids: Sequence[int],
+        params: SamplingParams,
+        search: BeamSearchParams | None,
+        *,
+        with_grammar: bool,
+    ) -> SamplingParams:
+        """The parameters with bad words as tokens. Raises ApiError if the engine would refuse."""
+        info = self.client.info
+        try:
+            if self.reader.tokenizer is not None:
+                params = with_bad_word_ids(params, self.reader.tokenizer)
+            info.limits.accept(ids, params, "", None, 0)
+            if search is not None:
+                check_room(search, len(ids), info.sizes, shares=True)
+            wanted = params.structured_outputs
+            if with_grammar and wanted is not None and info.grammars is not None:
+                info.grammars.compile(wanted)  # in a stream the engine would say so too late
+        except ValueError as error:
+            raise ApiError(str(error), param=field_named(str(error), body)) from error
+        return params
+
+    def _detokenizer(self, body: Generate, ids: Sequence[int], shown: Sequence[str]) -> Detokenizer:
+        skip = body.skip_special_tokens is not False and not self.token_text.is_special(shown)
+        return Detokenizer(
+            self.reader.tokenizer,
+            ids,
+            stop=stop_strings(body),
+            include_stop=bool(body.include_stop_str_in_output),
+            min_tokens=body.min_tokens or 0,
+            skip_special_tokens=skip,
+            decoder=self.token_text.decoder(ids, skip_special_tokens=skip),
+        )
 
     def begin(
         self, body: Generate, requests: list[list[Sample]], max_tokens: int | None

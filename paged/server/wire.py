@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+from paged.beams import BeamSearchParams
 from paged.intake import Limits
 from paged.request import Logprob, SamplingParams
 from paged.state import Sizes
@@ -24,11 +25,15 @@ PromptLogprobs = list[dict[int, Logprob] | None]  # of each token of a prompt bu
 
 
 class Submit(NamedTuple):
-    """To the engine: a request. Its `params.n` outputs are named `key`, `key + 1`, ..."""
+    """To the engine: a request. Its `params.n` outputs are named `key`, `key + 1`, ...
+
+    With `search` they are the sequences of a beam search, best first; `params` are those of a beam.
+    """
 
     key: int
     token_ids: bytes  # int32, native order: a long prompt pickles as one string
     params: SamplingParams
+    search: BeamSearchParams | None = None
 
 
 class Abort(NamedTuple):
@@ -38,7 +43,7 @@ class Abort(NamedTuple):
 
 
 class Call(NamedTuple):
-    """To the engine: one of `engine_process.CALLS`, answered by a `Reply` of the same number."""
+    """To the engine: what /debug asks of it, answered by a `Reply` of the same number."""
 
     number: int
     name: str

@@ -93,7 +93,6 @@ def _record(number: int, row: list[int]) -> dict[str, Any]:
         "step": number,
         "time": row[at.BEGIN.value] / 1e9,
         "seconds": row[at.DURATION.value] / 1e9,
-        "num_keys": row[at.NUM_KEYS.value],
         "cached_tokens": row[at.CACHED.value],
         "recomputed_tokens": row[at.DROPPED.value],
         **dict(zip(HEADER_FIELDS, row)),

@@ -46,15 +46,11 @@ class VirtualClock:
         return self.ns / 1e9
 
 
-class Work(NamedTuple):
-    """What a step computes, and when it ran."""
+class Span(NamedTuple):
+    """When a step ran."""
 
-    num_tokens: int
-    num_seqs: int
-    num_keys: int
-    num_swapped_pages: int  # copied to host memory or from there
-    begin: float = 0.0
-    seconds: float = 0.0
+    begin: float
+    seconds: float
 
 
 class TimedEngine(Engine):
@@ -75,10 +71,10 @@ class TimedEngine(Engine):
     ) -> None:
         self.virtual = VirtualClock()
         self.step_seconds, self.swap_page_seconds = step_seconds, swap_page_seconds
-        self.on_report: Callable[[Report, Work], None] | None = None  # a step, as it ended
+        self.on_report: Callable[[Report, Span], None] | None = None  # a step, as it ended
         self.on_launch: Callable[[], None] | None = None  # the step has changed the state
         self.idle_since = 0  # when the device ended the last step that has been read, ns
-        self._launched: deque[tuple[int, Work]] = deque()
+        self._launched: deque[tuple[int, int]] = deque()  # when, ns; pages swapped
         super().__init__(clock=self.virtual, **arguments)
 
     def submit_at(
@@ -95,33 +91,27 @@ class TimedEngine(Engine):
 
     def _launch(self) -> None:
         super()._launch()
-        work = self._planned()
         if self.on_launch is not None:
             self.on_launch()
-        self._launched.append((self.virtual.ns, work))
-
-    def _planned(self) -> Work:
-        """What the step just launched computes."""
-        plan = self.device_step.plan
-        num_tokens, num_seqs = plan.counts[:2].tolist()
-        keys = int(plan.seq_lens.sum())  # 0 past the batch
-        return Work(num_tokens, num_seqs, keys, self._swapped_pages())
+        self._launched.append((self.virtual.ns, self._swapped_pages()))
 
     def _swapped_pages(self) -> int:
+        """Pages that the step just launched copies to host memory or from there."""
         swaps = self.pool.swaps
         return 0 if swaps is None else int(swaps.num_out) + int(swaps.num_in)
 
     def _wait(self, flight: Flight, timeout: float) -> Report:
         report = super()._wait(flight, timeout)
-        launched, work = self._launched.popleft()
+        header = report.header
+        launched, swapped_pages = self._launched.popleft()
         begin = max(launched, self.idle_since)
-        seconds = self.step_seconds(work.num_tokens, work.num_seqs, work.num_keys)
-        seconds += work.num_swapped_pages * self.swap_page_seconds
+        seconds = self.step_seconds(header.num_tokens, header.num_seqs, header.num_keys)
+        seconds += swapped_pages * self.swap_page_seconds
         duration = round(seconds * 1e9)
         self.idle_since = begin + duration
         self.virtual.ns = max(self.virtual.ns, self.idle_since)
         if self.on_report is not None:
-            self.on_report(report, work._replace(begin=begin / 1e9, seconds=duration / 1e9))
+            self.on_report(report, Span(begin / 1e9, duration / 1e9))
         return report
 
 
@@ -198,12 +188,6 @@ class SimulatedEngine(TimedEngine):
         self._queue.ledger = self.ledger
         self.stages = HostStages(self.requests, self.pool, self.device_step.plan)
         self.steps = cast(Any, SimulatedSteps(self.device_step, self.stages))
-
-    def _planned(self) -> Work:
-        plan = self.stages.plan
-        num_tokens, num_seqs = plan.counts[:2].tolist()
-        keys = int(plan.seq_lens[:num_seqs].sum())
-        return Work(num_tokens, num_seqs, keys, self._swapped_pages())
 
     def submit(
         self, prompt_token_ids: Sequence[int], params: SamplingParams, **names: Any

@@ -6,7 +6,7 @@ from typing import Any
 
 from paged.live_request import LiveRequest
 from paged.mailbox import Report
-from paged.simulator.engine import SimulatedEngine, Work
+from paged.simulator.engine import SimulatedEngine, Span
 from paged.simulator.totals import SPLIT, Totals
 
 
@@ -28,14 +28,14 @@ class Results(Totals):
         engine.on_launch = self._look_at_memory
         engine.on_report = self._report
 
-    def _report(self, report: Report, work: Work) -> None:
+    def _report(self, report: Report, span: Span) -> None:
         header, number = report.header, self.num_steps
         tickets = self.requests.arrival
         for slot, dropped in zip(report.preempted_slots, report.dropped_tokens):
             self._dropped[int(tickets[slot])] = dropped
         for slot, cached in zip(report.admitted_slots, report.cached_tokens):
             ticket = int(tickets[slot])
-            self._queued.setdefault(ticket, work.begin)
+            self._queued.setdefault(ticket, span.begin)
             dropped = self._dropped.pop(ticket, 0)
             self.recomputed_tokens += max(0, dropped - cached)
         cached = sum(report.cached_tokens) - header.num_swapped_in
@@ -49,17 +49,16 @@ class Results(Totals):
         self.dropped_tokens += dropped
         self.swapped_out_tokens += header.num_swapped_out
         self.swapped_in_tokens += header.num_swapped_in
-        self.busy_seconds += work.seconds
-        self.seq_seconds += header.num_seqs * work.seconds
+        self.busy_seconds += span.seconds
+        self.seq_seconds += header.num_seqs * span.seconds
         self.peak_pages = max(self.peak_pages, used)
         split = self._launched.popleft()
         for name in SPLIT:
-            self.split[name] += split[name] * work.seconds
+            self.split[name] += split[name] * span.seconds
         self.last = {
             "step": number,
-            "time": work.begin,
-            "seconds": work.seconds,
-            "num_keys": work.num_keys,
+            "time": span.begin,
+            "seconds": span.seconds,
             "cached_tokens": cached,
             "recomputed_tokens": dropped,
             **header._asdict(),

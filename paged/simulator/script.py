@@ -43,8 +43,10 @@ def write_script(
         try:
             prompt, answer = arrival.tokens()
             params = arrival.params(answer)
-            if params.n > 1 or params.prompt_logprobs is not None:
-                raise ValueError("n and prompt_logprobs are not simulated on a GPU; use device=cpu")
+            if params.num_outputs > 1 or params.prompt_logprobs is not None:
+                raise ValueError(
+                    "n, best_of and prompt_logprobs are not simulated on a GPU; use device=cpu"
+                )
             live = limits.accept(
                 prompt, params, str(arrival.number), None, ticket=len(script.entries)
             )

@@ -189,12 +189,9 @@ def _nonnegative(terms: np.ndarray, target: np.ndarray) -> np.ndarray:
 def steps_of_run(folder: Path) -> list[MeasuredStep]:
     """The steps of a run folder, by its steps.jsonl.
 
-    A step that brings `num_keys` is taken as it is. The engine's does not: there the keys are the
-    tokens of the running requests so far, counted along: each step adds its tokens and the cached
-    ones, and takes off what the requests that ended held. The first step, which may compile, is
-    left out.
+    The first step, which may compile, is left out.
 
-    Raises ValueError if the file is not there.
+    Raises ValueError if the file is not there, or its steps have no `num_keys`.
     """
     path = folder / "steps.jsonl"
     try:

@@ -13,7 +13,7 @@ from paged.engine import StepStats
 from paged.live_request import LiveRequest
 from paged.llm import LLM
 from paged.loggers.base import Logger
-from paged.request import RequestOutput, SamplingParams
+from paged.request import CompletionOutput, RequestOutput, SamplingParams
 from paged.tasks.metrics import RunMetrics, table
 from paged.tasks.run_folder import RunFolder
 from paged.workloads.prompts import WorkItem
@@ -71,7 +71,8 @@ def generate(
         logger.finish(summary)
     outputs = [live.output for live in requests]
     for output in outputs[:show]:
-        console.print(shown(output), end="\n\n")
+        for completion in output.outputs:
+            console.print(shown(output, completion), end="\n\n")
     if len(outputs) > show:
         console.print(f"... and {len(outputs) - show} more\n")
     for record in refused:
@@ -100,16 +101,24 @@ def submit(
 
 
 def request_record(output: RequestOutput) -> dict[str, Any]:
-    """The line of `requests.jsonl`; times in seconds."""
-    completion, metrics = output.outputs[0], output.metrics
+    """The line of `requests.jsonl`; times in seconds. It has its first output, and all if there
+    are several."""
+    metrics = output.metrics
+    drawn = [
+        {
+            "text": one.text,
+            "token_ids": one.token_ids,
+            "logprobs": one.logprobs,
+            "finish_reason": one.finish_reason,
+        }
+        for one in output.outputs
+    ]
     return {
         "request_id": output.request_id,
         "prompt": output.prompt,
         "prompt_token_ids": output.prompt_token_ids,
-        "text": completion.text,
-        "token_ids": completion.token_ids,
-        "logprobs": completion.logprobs,
-        "finish_reason": completion.finish_reason,
+        **drawn[0],
+        **({"outputs": drawn} if len(drawn) > 1 else {}),
         "error": output.error,
         "arrival_time": metrics.arrival_time,
         "ttft": metrics.ttft,
@@ -120,9 +129,8 @@ def request_record(output: RequestOutput) -> dict[str, Any]:
     }
 
 
-def shown(output: RequestOutput) -> Text:
-    """A request for the eye: the end of its prompt, dimmed, and what the model wrote."""
-    completion = output.outputs[0]
+def shown(output: RequestOutput, completion: CompletionOutput) -> Text:
+    """An output for the eye: the end of its prompt, dimmed, and what the model wrote."""
     if output.prompt is None:
         prompt, text = f"{len(output.prompt_token_ids)} tokens ->", f" {completion.token_ids}"
     else:
@@ -130,7 +138,8 @@ def shown(output: RequestOutput) -> Text:
     if len(prompt) > PROMPT_WIDTH:
         prompt = "..." + prompt[-PROMPT_WIDTH:]
     error = "" if output.error is None else f" ({output.error})"
-    name = f"[{output.request_id}] "
+    several = f".{completion.index}" if output.metrics.num_outputs > 1 else ""
+    name = f"[{output.request_id}{several}] "
     return Text.assemble((name, "cyan"), (prompt, "dim"), text, (error, "red"))
 
 

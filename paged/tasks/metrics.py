@@ -72,9 +72,12 @@ class RunMetrics:
         seconds = time.perf_counter() - self.started
         outputs = [live.output for live in requests]
         prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
-        output_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-        # A preempted request is admitted again, with the tokens it lost to find or to compute.
-        admitted_tokens = prompt_tokens + self.recomputed_tokens
+        output_tokens = sum(output.metrics.num_output_tokens for output in outputs)
+        # Every output of a request is admitted with its prompt, and after a preemption again,
+        # with the tokens it lost to find or to compute.
+        admitted_tokens = self.recomputed_tokens + sum(
+            len(one.prompt_ids) for live in requests for one in live.group
+        )
         summary: dict[str, Any] = {
             "requests": len(outputs),
             "refused": num_refused,
@@ -118,10 +121,7 @@ class RunMetrics:
             torch.cuda.synchronize(self.requests.columns.device)  # the copies; the run is over
         columns = dict(zip(COLUMN_NAMES, self._columns))
         snapshot: Any = SimpleNamespace(sizes=self.sizes, columns=self._columns, **columns)
-        final = {
-            live.ticket: len(live.output.prompt_token_ids) + len(live.output.outputs[0].token_ids)
-            for live in requests
-        }
+        final = {one.ticket: one.num_tokens for live in requests for one in live.group}
         ends = [final.get(ticket, 0) for ticket in columns["arrival"].tolist()]
         slots = self.kv.memory_split(snapshot, self._counters, torch.tensor(ends))
         total = self.sizes.num_pages * self.sizes.page_size

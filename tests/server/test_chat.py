@@ -64,6 +64,7 @@ def test_logprobs_carry_bytes(client, answer):
         ("functions", [{"name": "f", "parameters": {}}]),
         ("response_format", {"type": "xml"}),
         ("prediction", {"type": "content", "content": "x"}),
+        ("prompt_cache_retention", "24h"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(client, field, value):
@@ -83,6 +84,9 @@ def test_neutral_values_pass(client, answer):
         logit_bias={},
         store=False,
         user="someone",
+        prompt_cache_key="a key",
+        safety_identifier="someone",
+        extra_body={"prompt_cache_retention": "in_memory"},
         **SETTINGS,
     )
     assert made.choices[0].message.content == answer

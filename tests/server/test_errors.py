@@ -26,8 +26,8 @@ def refused(answer, status: int) -> dict:
 @pytest.mark.parametrize(
     ("change", "param", "message"),
     [
-        ({"temperature": -1}, "temperature", "greater than or equal to 0"),
-        ({"temperature": "hot"}, "temperature", "valid number"),
+        ({"temperature": -1}, "temperature", "greater than or equal to 0, got -1"),
+        ({"temperature": "hot"}, "temperature", "valid number, got 'hot'"),
         ({"max_tokens": "3"}, "max_tokens", "valid integer"),
         ({"top_p": 0}, "top_p", "top_p must be in (0, 1], got 0"),
         ({"top_k": -2}, "top_k", "greater than or equal to -1"),
@@ -36,8 +36,8 @@ def refused(answer, status: int) -> dict:
         ({"prompt": []}, "prompt", "at least one token"),
         ({"prompt": [[]]}, "prompt", "at least one token"),
         ({"prompt": [2**30]}, "prompt", "the vocabulary"),
-        ({"prompt": [-1]}, "prompt", "greater than or equal to 0"),
-        ({"prompt": None}, "prompt", "valid"),
+        ({"prompt": [-1]}, "prompt", "prompt.0: Input should be greater than or equal to 0"),
+        ({"prompt": None}, "prompt", "got None"),
         ({"stop": ["", "a"]}, "stop", "must not be empty"),
         ({"logit_bias": {"five": 3}}, "logit_bias", "keys must be token ids"),
         ({"logit_bias": {"99999": 3}}, "logit_bias", "99999"),
@@ -49,7 +49,7 @@ def refused(answer, status: int) -> dict:
         ({"logprobs": 1, "echo": True, "stream": True, "n": 2}, "echo", "needs n=1"),
         ({"suffix": "end"}, "suffix", "not supported"),
         ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs", "needs stream=false"),
-        ({"temprature": 1}, "temprature", "unknown parameter"),
+        ({"temprature": 1}, "temprature", "unknown parameter; did you mean temperature?"),
         ({"prompt": "\ud800"}, "prompt", "no character"),
         ({"stop": ["a", "\udfff"]}, "stop", "no character"),
         ({"user": "\ud800"}, "user", "no character"),
@@ -96,6 +96,23 @@ def test_a_large_body_is_refused_however_it_is_sent(http):
     assert refused(http.post("/v1/completions", content=pieces()), 413)
 
 
+def test_several_faults_are_named_with_their_places(http):
+    tool = {"type": "function", "function": {}}
+    body = {"messages": [{"role": "user", "content": 3}], "tools": [tool], "x": 1}
+    error = refused(http.post("/v1/chat/completions", json=body), 400)
+    assert "messages.0.content: Input should be a valid string or " in error["message"]
+    assert "valid list, got 3; tools.0.function.name: Field required; " in error["message"]
+    assert "x: unknown parameter" in error["message"]
+    assert (error["param"], error["code"]) == ("messages", "unknown_parameter")
+
+
+@pytest.mark.parametrize(("content", "kind"), [(json.dumps(GOOD), "text/plain"), ("[]", None)])
+def test_a_body_that_is_no_object_is_told_how_to_be_sent(http, content, kind):
+    kind = {"Content-Type": kind or "application/json"}
+    error = refused(http.post("/v1/completions", content=content, headers=kind), 400)
+    assert "sent with Content-Type: application/json" in error["message"]
+
+
 def test_broken_json_is_said_to_be(http):
     answer = http.post(
         "/v1/completions", content=b"{", headers={"Content-Type": "application/json"}
@@ -104,8 +121,8 @@ def test_broken_json_is_said_to_be(http):
 
 
 def test_paths_methods_and_models_that_are_not_there(http, client):
-    refused(http.get("/v1/nothing"), 404)
-    refused(http.get("/v1/completions"), 405)
+    assert "/v1/nothing: Not Found; see /docs" in refused(http.get("/v1/nothing"), 404)["message"]
+    assert "GET /v1/completions" in refused(http.get("/v1/completions"), 405)["message"]
     with pytest.raises(openai.NotFoundError) as missing:
         client.completions.create(**(GOOD | {"model": "gpt-9"}))
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")

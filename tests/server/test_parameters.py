@@ -36,6 +36,7 @@ def test_a_user_is_a_client_to_the_scheduler():
     users = [sampling_params(chat(user=name), 5, 1).client for name in ("ann", "bob", "ann")]
     assert users[0] == users[2] != users[1]
     assert sampling_params(chat(user="ann", client=3), 5, 1).client == 3
+    assert sampling_params(chat(safety_identifier="ann"), 5, 1).client == users[0]
 
 
 def test_logprobs_ask_for_the_most_probable_only_where_they_are_shown():

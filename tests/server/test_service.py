@@ -16,6 +16,7 @@ DASHBOARD = {  # what vLLM's dashboards draw
     "request_max_num_generation_tokens", "request_params_n", "request_params_max_tokens",
     "iteration_tokens_total", "num_preemptions", "prefix_cache_queries", "prefix_cache_hits",
     "cache_config_info", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens",
+    "spec_decode_draft_acceptance_rate",
 }  # fmt: skip
 
 
@@ -52,6 +53,8 @@ def test_tokenize_and_detokenize_are_inverse(http):
     assert chat.status_code == 200
     assert chat.json()["count"] >= 2
     assert http.post("/tokenize", json={}).status_code == 400
+    unknown = http.post("/detokenize", json={"tokens": [2**20]}).json()["error"]
+    assert unknown["param"] == "tokens"
 
 
 def test_metrics_have_the_names_dashboards_use(http):
@@ -105,6 +108,7 @@ def test_a_profile_is_written(client, http):
     )
     next(stream)
     made = http.post("/debug/profile", json={"num_steps": 1}).json()
+    assert http.post("/debug/profile").json()["num_steps"] == 10
     stream.close()
     with open(made["path"]) as trace:
         assert json.load(trace)["traceEvents"]

@@ -51,7 +51,7 @@ from paged.kernels.launch import check_tensor
 
 @triton.jit(do_not_specialize=["low_water", "room"])
 def _drive_kernel(
-    columns, counters, seq_lens, headers, words, events, arrivals, lengths, script, outcomes, state,
+    columns, counters, headers, words, events, arrivals, lengths, script, outcomes, state,
     flights, ledger, log, cost, capacities,
     low_water, room,
     R: tl.constexpr, S: tl.constexpr, PAGE_SIZE: tl.constexpr, NUM_POOL_PAGES: tl.constexpr,
@@ -67,9 +67,7 @@ def _drive_kernel(
         return
     if step > 0:
         row = log + (step - 1) % LOG_STEPS * LOG_WORDS
-        look(
-            columns, counters, seq_lens, row, R, S, PAGE_SIZE, NUM_POOL_PAGES, RESERVES, LANES
-        )  # fmt: skip
+        look(columns, counters, row, R, S, PAGE_SIZE, NUM_POOL_PAGES, RESERVES, LANES)
         tl.debug_barrier()
     heard = step - IN_FLIGHT
     if heard >= 0:
@@ -126,7 +124,7 @@ def drive(
     check_tensor("ledger", run.ledger, (LEDGER_ROWS, sizes.num_slots), torch.int32)
     lanes = triton.next_power_of_2(sizes.num_slots)
     _drive_kernel[(1,)](
-        requests.columns, pool.counters, plan.seq_lens, commands.headers, commands.words,
+        requests.columns, pool.counters, commands.headers, commands.words,
         events.words, run.arrivals, run.lengths, run.script, run.outcomes, run.state, run.flights,
         run.ledger, run.log, run.cost, run.capacities, low_water, room,
         R=sizes.num_slots, S=sizes.max_num_seqs, PAGE_SIZE=sizes.page_size,

@@ -39,7 +39,6 @@ from paged.kernels.control.drive_state import (
     NOW,
     NUM_FIELDS,
     NUM_FREE,
-    NUM_KEYS,
     NUM_STEPS,
     NUM_TOKENS,
     OUTCOME_WORDS,
@@ -63,14 +62,12 @@ from paged.kernels.control.update import HEADER_WORDS
 
 @triton.jit
 def look(
-    columns, counters, seq_lens, row,
+    columns, counters, row,
     R: tl.constexpr, S: tl.constexpr, PAGE_SIZE: tl.constexpr, NUM_POOL_PAGES: tl.constexpr,
     RESERVES: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Log what the last step left: its keys, and what memory is for."""
+    """Log what the memory is for that the last step left."""
     slot = tl.arange(0, LANES)
-    keys = tl.load(seq_lens + slot, mask=slot < S, other=0).to(tl.int64)
-    tl.store(row + NUM_KEYS, tl.sum(keys, axis=0))
     status = tl.load(columns + STATUS * R + slot, mask=slot < R, other=0)
     running = status == RUNNING
     computed = tl.load(columns + NUM_COMPUTED * R + slot, mask=running, other=0)
@@ -97,12 +94,12 @@ def look(
 
 
 @triton.jit
-def _pass_time(state, flight, row, entry, cost):
+def _pass_time(state, flight, entry, cost):
     """(beginning, duration, the clock after it) of a step."""
     tokens = tl.load(entry + 1) & LOW_48
-    sequences = tl.load(entry + 2) & LOW_48
+    sequences, keys = tl.load(entry + 2) & LOW_48, tl.load(entry + 15) & LOW_48
     work = tl.load(cost + 1) + tl.load(cost + 2) * tl.maximum(tokens - tl.load(cost), 0)
-    work += tl.load(cost + 3) * sequences + tl.load(cost + 4) * tl.load(row + NUM_KEYS)
+    work += tl.load(cost + 3) * sequences + tl.load(cost + 4) * keys
     duration = tl.maximum(work // 1000000, 1)
     begin = tl.maximum(tl.load(flight + LAUNCHED), tl.load(state + IDLE_SINCE))
     now = tl.maximum(tl.load(state + NOW), begin + duration)
@@ -118,7 +115,7 @@ def hear(
     field = tl.arange(0, 16)
     header = tl.load(entry + field, mask=field < NUM_FIELDS, other=0) & LOW_48
     tl.store(row + field, header, mask=field < NUM_FIELDS)
-    begin, duration, now = _pass_time(state, flight, row, entry, cost)
+    begin, duration, now = _pass_time(state, flight, entry, cost)
     tl.store(row + BEGIN, begin)
     tl.store(row + DURATION, duration)
     slot = tl.arange(0, LANES)

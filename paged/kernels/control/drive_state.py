@@ -58,12 +58,11 @@ OUTCOME_WORDS = tl.constexpr(8)
 NUM_FIELDS = tl.constexpr(len(HEADER_FIELDS))
 BEGIN = tl.constexpr(len(HEADER_FIELDS))  # ns
 DURATION = tl.constexpr(len(HEADER_FIELDS) + 1)  # ns
-NUM_KEYS = tl.constexpr(len(HEADER_FIELDS) + 2)
-CACHED = tl.constexpr(len(HEADER_FIELDS) + 3)
-DROPPED = tl.constexpr(len(HEADER_FIELDS) + 4)
-RECOMPUTED = tl.constexpr(len(HEADER_FIELDS) + 5)
-SPLIT = tl.constexpr(len(HEADER_FIELDS) + 6)  # slots of KV memory after it, as `memory_split` has
-LOG_WORDS = len(HEADER_FIELDS) + 12
+CACHED = tl.constexpr(len(HEADER_FIELDS) + 2)
+DROPPED = tl.constexpr(len(HEADER_FIELDS) + 3)
+RECOMPUTED = tl.constexpr(len(HEADER_FIELDS) + 4)
+SPLIT = tl.constexpr(len(HEADER_FIELDS) + 5)  # slots of KV memory after it, as `memory_split` has
+LOG_WORDS = len(HEADER_FIELDS) + 11
 LOW_48 = tl.constexpr((1 << 48) - 1)
 UNBOUND = tl.constexpr(NO_LIMIT)
 

@@ -8,7 +8,8 @@ with nothing computed.
 Closing the step writes the header of its entry in the event ring and advances the step counter.
 Header words carry the step's tag in their top 16 bits and a 48-bit value: number of events,
 tokens, sequences, free pages, cached pages, shortfall, running rows, waiting rows, preempted,
-admitted, published rows, draft tokens, accepted ones, tokens swapped out, tokens swapped in.
+admitted, published rows, draft tokens, accepted ones, tokens swapped out, tokens swapped in, keys
+attended to (the sum of the sequences' lengths).
 """
 
 import triton
@@ -39,6 +40,7 @@ HEADER_FIELDS = (
     "num_events", "num_tokens", "num_seqs", "free_pages", "cached_pages", "shortfall",
     "num_running", "num_waiting", "num_preempted", "num_admitted", "num_published_rows",
     "num_draft_tokens", "num_accepted_tokens", "num_swapped_out", "num_swapped_in",
+    "num_keys",
 )  # fmt: skip
 
 
@@ -63,9 +65,9 @@ def let_go(
 @triton.jit
 def _release_kernel(
     columns, counters, block_table, free_ring, ref_count, last_used, serial, release_slots, counts,
-    events,
-    R: tl.constexpr, MAX_PAGES: tl.constexpr, RING: tl.constexpr, DEPTH: tl.constexpr,
-    EVENT_WORDS: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr,
+    seq_lens, events,
+    R: tl.constexpr, S: tl.constexpr, MAX_PAGES: tl.constexpr, RING: tl.constexpr,
+    DEPTH: tl.constexpr, EVENT_WORDS: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     slot = tl.arange(0, LANES)
     live = slot < R
@@ -120,6 +122,8 @@ def _release_kernel(
     tl.store(header + 12, tag | tl.load(counts + 11).to(tl.int64))
     tl.store(header + 13, tag | tl.load(counts + 12).to(tl.int64))
     tl.store(header + 14, tag | tl.load(counts + 13).to(tl.int64))
+    keys = tl.load(seq_lens + slot, mask=slot < S, other=0).to(tl.int64)  # 0 past the batch
+    tl.store(header + 15, tag | tl.sum(keys, axis=0))
     tl.store(counters + STEP, step + 1)
 
 
@@ -131,9 +135,10 @@ def release(requests, pool, plan, events: Events) -> None:
     lanes = triton.next_power_of_2(sizes.num_slots)
     _release_kernel[(1,)](
         requests.columns, pool.counters, requests.block_table, pool.free_ring, pool.ref_count,
-        pool.last_used, pool.serial, plan.release_slots, plan.counts, events.words,
-        R=sizes.num_slots, MAX_PAGES=sizes.max_pages_per_seq, RING=pool.free_ring.shape[0],
-        DEPTH=depth, EVENT_WORDS=width, LANES=lanes, TILE=1024, num_warps=8 if lanes > 256 else 4,
+        pool.last_used, pool.serial, plan.release_slots, plan.counts, plan.seq_lens, events.words,
+        R=sizes.num_slots, S=sizes.max_num_seqs, MAX_PAGES=sizes.max_pages_per_seq,
+        RING=pool.free_ring.shape[0], DEPTH=depth, EVENT_WORDS=width, LANES=lanes, TILE=1024,
+        num_warps=8 if lanes > 256 else 4,
     )  # fmt: skip
 
 
@@ -184,6 +189,7 @@ def release_ref(requests, pool, plan, events: Events) -> None:
         "num_accepted_tokens": plan.num_accepted_tokens,
         "num_swapped_out": plan.num_swapped_out,
         "num_swapped_in": plan.num_swapped_in,
+        "num_keys": plan.seq_lens.sum(),
     }
     for index, name in enumerate(HEADER_FIELDS):
         writer.entry[index] = writer.word(int(values[name]))

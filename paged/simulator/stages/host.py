@@ -137,7 +137,7 @@ class HostStages:
             counts[7], counts[0], counts[1], int(counters[AT_TAIL] - counters[AT_HEAD]),
             int(counters[AT_CACHED]), int(counters[AT_SHORTFALL]),
             np.count_nonzero(status == IS_RUNNING), np.count_nonzero(status == IS_WAITING),
-            counts[4], counts[5], counts[3], *counts[10:14],
+            counts[4], counts[5], counts[3], *counts[10:14], self.plan.seq_lens.sum(),
         )  # fmt: skip
         words = self._arrays(events).words
         words[step % len(words), : len(header)] = np.array(header) | rows.step_tag(step)

@@ -108,6 +108,8 @@ class Runner:
         seconds = time.perf_counter() - started
         # A run that fails early leaves the result of an older configuration where it is.
         run = read_run(job.folder) if exit_code == 0 and error is None else None
+        if run is None and self._stopped.is_set():
+            error = "interrupted"
         if run is None and error is None:
             error = _complaint(job) or f"ended with code {exit_code} and left no result"
         if exit_code == REFUSED and error is not None:

@@ -55,7 +55,11 @@ def ablate(
     shared = [*words("base", base), *passed_on(folder.manifest)]
     runner = Runner(visible_gpus() if gpus is None else list(map(str, gpus)), jobs, timeout)
     plan_ = plan(shared, arms, chosen, path / "runs")
-    outcomes = run_all(runner, plan_, console)
+    try:
+        outcomes = run_all(runner, plan_, console)
+    except KeyboardInterrupt:
+        console.print(f"To go on where this stopped: the same command with out={path}")
+        raise
     failed = [outcome for outcome in outcomes if outcome.run is None]
     path.mkdir(parents=True, exist_ok=True)
     results = {**folder.manifest, "jobs": [record(outcome) for outcome in outcomes]}

@@ -138,7 +138,8 @@ def rate_latency(arms: Sequence[Arm]) -> Any:
             mean, low, high = ([of(runs) for _, runs in found] for of in (np.mean, min, max))
             panel.plot(rates, mean, "o-", color=f"C{color}", label=label)
             panel.fill_between(rates, low, high, color=f"C{color}", alpha=0.2, linewidth=0)
-        panel.set(xlabel=axis, ylabel=f"{name}_p50, s", yscale="log")
+        unit = ", 1/s" if axis == "workload.rate" else ""
+        panel.set(xlabel=axis + unit, ylabel=f"{name}_p50, s", yscale="log")
         panel.grid(alpha=0.3)
     _legend(figure, axes[0, 0])
     return figure
@@ -165,9 +166,9 @@ def memory_over_time(arms: Sequence[Arm]) -> Any:
         colors = [COLORS[use] for use in split]
         labels = [use.replace("_", " ") for use in split]
         panel.stackplot(times, *split.values(), labels=labels, colors=colors)
-        panel.set(ylim=(0, 1), ylabel="share", title=name)
+        panel.set(ylim=(0, 1), ylabel="share of the pool", title=name)
         panel.margins(x=0)
-    axes[-1, 0].set(xlabel="s")
+    axes[-1, 0].set(xlabel="time, s")
     _legend(figure, axes[0, 0])
     return figure
 

@@ -24,6 +24,7 @@ COLUMNS = (
 SIGNIFICANT = 0.05
 MOST_RELATIVE = 100.0  # a baseline of rounding errors has no meaningful share
 RATES = ("workload.rate", "workload.rate_scale")
+TIMES = ("ttft", "tpot", "itl", "e2e", "queue_time", "normalized_latency", "seconds")
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,19 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:+.1f}%"
 
 
+def with_unit(metric: str) -> str:
+    """`ttft_p50, s`: the name of a metric as tables and plots show it. Shares and counts have no
+    unit, a benchmark's names hold theirs."""
+    if metric.endswith("_per_s"):
+        return f"{metric.removesuffix('_per_s')}, 1/s"
+    return f"{metric}, s" if metric.startswith(TIMES) else metric
+
+
 def markdown(cells: Sequence[Cell], confidence: float) -> str:
     """Means, then every difference with its interval."""
     arms, metrics = _axes(cells)
     found = {(cell.arm, cell.metric): cell for cell in cells}
-    lines = ["| | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
+    lines = ["| | " + " | ".join(map(with_unit, metrics)) + " |", "|---|" + "---|" * len(metrics)]
     for arm in arms:
         row = (_short(found.get((arm, metric))) for metric in metrics)
         lines.append(f"| {arm} | " + " | ".join(row) + " |")
@@ -166,25 +175,41 @@ def markdown(cells: Sequence[Cell], confidence: float) -> str:
             "|---|---|---|---|---|---|---|---|",
         ]
     for cell in effects:
-        lines.append("| " + " | ".join([cell.arm, cell.metric, *_effect_cells(cell)]) + " |")
+        named = [cell.arm, with_unit(cell.metric), *_effect_cells(cell)]
+        lines.append("| " + " | ".join(named) + " |")
     return "\n".join(lines) + "\n"
 
 
-def latex(cells: Sequence[Cell]) -> str:
-    """A booktabs table of means and relative differences; * marks corrected p < 0.05."""
+def latex(cells: Sequence[Cell], confidence: float) -> str:
+    """Two booktabs tables: means with relative differences, the shorter axis across, and every
+    difference with its interval. * marks corrected p < 0.05."""
     arms, metrics = _axes(cells)
-    found = {(cell.arm, cell.metric): cell for cell in cells}
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        f"\\begin{{tabular}}{{l{'r' * len(metrics)}}}",
-        "\\toprule",
-        " & ".join(["", *map(_escape, metrics)]) + " \\\\",
-        "\\midrule",
+    found = {(cell.arm, cell.metric): _short(cell) for cell in cells}
+    if len(arms) > len(metrics):
+        head = ["", *map(with_unit, metrics)]
+        rows = [[arm, *(found.get((arm, metric), "-") for metric in metrics)] for arm in arms]
+    else:
+        head = ["", *arms]
+        rows = [
+            [with_unit(metric), *(found.get((arm, metric), "-") for arm in arms)]
+            for metric in metrics
+        ]
+    tables = [_tabular("l" + "r" * (len(head) - 1), head, rows)]
+    effects = [
+        [cell.arm, with_unit(cell.metric), *_effect_cells(cell)] for cell in cells if cell.effect
     ]
-    for arm in arms:
-        row = [_escape(_short(found.get((arm, metric)))) for metric in metrics]
-        lines.append(" & ".join([_escape(arm), *row]) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+    if effects:
+        interval = f"{confidence:.0%} interval"
+        head = ["", "metric", "pairs", "difference", interval, "relative", interval, "p (Holm)"]
+        note = f"% differences to {bases_of(cells)}, over pairs of runs with equal seeds\n"
+        tables.append(note + _tabular("llrrrrrr", head, effects))
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(tables)
+
+
+def _tabular(columns: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [" & ".join(map(_escape, row)) + " \\\\" for row in (head, *rows)]
+    parts = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", lines[0], "\\midrule", *lines[1:]]
+    return "\n".join([*parts, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
 def write_csv(cells: Sequence[Cell], path: Path) -> None:
@@ -209,10 +234,10 @@ def shown(cells: Sequence[Cell]) -> Table:
     table.add_column("", style="cyan")
     rows, columns = (arms, metrics) if len(arms) > len(metrics) else (metrics, arms)
     for column in columns:
-        table.add_column(column.replace(" ", "\n"), justify="right")
+        table.add_column(with_unit(column).replace(" ", "\n"), justify="right")
     for row in rows:
         keys = ((row, column) if rows is arms else (column, row) for column in columns)
-        table.add_row(row, *(found.get(key, "-") for key in keys))
+        table.add_row(with_unit(row), *(found.get(key, "-") for key in keys))
     return table
 
 

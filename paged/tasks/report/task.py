@@ -89,7 +89,11 @@ def write_report(
         confidence=confidence,
         resamples=resamples,
     )
-    about = [*notes, *_provenance([run for arm in arms for run in arm.runs.values()])]
+    about = [
+        *notes,
+        *_left_out(arms),
+        *_provenance([run for arm in arms for run in arm.runs.values()]),
+    ]
     if any(cell.effect is not None for cell in cells):
         about.append(
             f"{confidence:.0%} intervals: paired bootstrap-t, {resamples:,} resamples, over runs "
@@ -103,7 +107,7 @@ def write_report(
             about.append(pictures.MISSING)
     text = "\n\n".join(about)
     (path / "table.md").write_text(f"{markdown(cells, confidence)}\n{text}\n")
-    (path / "table.tex").write_text(latex(cells))
+    (path / "table.tex").write_text(latex(cells, confidence))
     write_csv(cells, path / "table.csv")
     console.print(shown(cells))
     for note in about:
@@ -112,6 +116,21 @@ def write_report(
         one.name for one in path.iterdir() if one.suffix in (".md", ".csv", ".tex", ".png")
     )
     console.print(f"{path}: {', '.join(written)}")
+
+
+def _left_out(arms: Sequence[Arm]) -> list[str]:
+    """Arms whose numbers are not those of all requests: to refuse the long ones looks fast."""
+    notes = []
+    for arm in arms:
+        counts = {name: sum(arm.values(name).values()) for name in ("refused", "errors")}
+        if any(counts.values()):
+            served = sum(arm.values("requests").values()) - counts["errors"]
+            notes.append(
+                f"Note: {arm.name} served {served:,.0f} requests, refused {counts['refused']:,.0f} "
+                f"and failed {counts['errors']:,.0f}; what it is compared with may have served "
+                "others."
+            )
+    return notes
 
 
 def _provenance(runs: Sequence[Run]) -> list[str]:
