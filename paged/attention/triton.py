@@ -11,6 +11,7 @@ from paged.kernels.attention_arguments import Partials
 from paged.kernels.attention_items import ITEM_FIELDS, attention_items, max_attention_tiles
 from paged.kernels.launch import interpreted
 from paged.kernels.paged_attention import paged_attention
+from paged.kernels.prefill_attention import fits_prefill_attention, prefill_attention
 
 MANY = 2**31 - 1
 SHORT_ROWS = 16  # query rows of a decode's tile: the least a tensor core multiplies
@@ -36,7 +37,8 @@ class TritonAttention(Attention):
     """The engine's default attention; see `paged.kernels.paged_attention`.
 
     Sequences of few query tokens go in short tiles, whose splits may be spread over programs; in
-    steps with room for more tokens the others go in tall tiles, in a launch of their own.
+    steps with room for more tokens the others go in tall tiles, in a launch of their own; on Hopper
+    by `paged.kernels.prefill_attention` where it fits. The bits are the same.
     Buffers (items, workspace, slopes) are made on the first call of each capacity and kept, so a
     captured graph finds them where they were.
 
@@ -102,16 +104,17 @@ class TritonAttention(Attention):
         spec: AttentionSpec,
         out: torch.Tensor,
     ) -> torch.Tensor:
+        is_plain = not (spec.sliding_window or spec.logit_softcap or spec.alibi)
         for cut in self._cuts(meta, spec, q.dtype):
+            items = self._cut(meta, cut, spec.sliding_window)
+            cut_at = (cut.tokens_per_tile, cut.split_size)
+            arguments = (q, *kv_cache, meta.block_table, items, out, spec.softmax_scale, *cut_at)
+            fits = is_plain and not cut.num_rows
+            if fits and fits_prefill_attention(q, kv_cache[0], cut.tokens_per_tile):
+                prefill_attention(*arguments)
+                continue
             paged_attention(
-                q,
-                *kv_cache,
-                meta.block_table,
-                self._cut(meta, cut, spec.sliding_window),
-                out,
-                spec.softmax_scale,
-                cut.tokens_per_tile,
-                cut.split_size,
+                *arguments,
                 sliding_window=spec.sliding_window,
                 logit_softcap=spec.logit_softcap,
                 alibi_slopes=self._alibi(spec, q.device) if spec.alibi else None,

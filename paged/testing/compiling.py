@@ -12,6 +12,8 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -31,6 +33,8 @@ def signature_of(value: Any) -> Any:
         return "*" + NAMES[value.dtype]
     if isinstance(value, TensorDescriptor):
         return f"tensordesc<{NAMES[value.base.dtype]}{list(value.block_shape)}>"
+    if isinstance(value, GluonDescriptor):
+        return f"tensordesc<{NAMES[value.base.dtype]}{list(value.block_shape)},{value.layout!r}>"
     if isinstance(value, tuple):
         parts = [signature_of(part) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
@@ -63,11 +67,14 @@ def compiled_launches(*targets: GPUTarget) -> Iterator[dict[str, set[str]]]:
             signature[param.name] = kind
             if kind == "constexpr":
                 constexprs[(position,)] = bound[param.name]
+        source_type = GluonASTSource if self.is_gluon() else ASTSource
         for target in targets:
+            if self.is_gluon() and target.backend != "cuda":
+                continue  # Gluon names the instructions of one machine
             for_target = dict(constexprs)
             for flag in {"PDL", "NVIDIA"}.intersection(self.arg_names):
                 for_target[(self.arg_names.index(flag),)] = target.backend == "cuda"
-            source = ASTSource(fn=self, signature=signature, constexprs=for_target)
+            source = source_type(fn=self, signature=signature, constexprs=for_target)
             kernel = triton.compile(source, target=target, options=options)
             if target == SM90 and kernel.metadata.shared > SM90_SHARED_BYTES:
                 raise ValueError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 HALF_ONLY = {"_persistent_linear_kernel"}  # fp32 is for checks, and stays on the plain kernel
+HOPPER_ONLY = {"_prefill_attention_kernel"}
 
 
 @pytest.mark.parametrize(
@@ -30,5 +31,9 @@ def test_every_kernel_compiles_for_nvidia_and_amd(precision):
     assert len(report) >= 8
     if precision == "float32":
         report = {name: done for name, done in report.items() if name not in HALF_ONLY}
-    missing = {name: done for name, done in report.items() if done != ["cuda", "hip"]}
+    missing = {
+        name: done
+        for name, done in report.items()
+        if done != (["cuda"] if name in HOPPER_ONLY else ["cuda", "hip"])
+    }
     assert not missing, f"not compiled for both: {missing}"
