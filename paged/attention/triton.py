@@ -37,8 +37,7 @@ class TritonAttention(Attention):
     """The engine's default attention; see `paged.kernels.paged_attention`.
 
     Sequences of few query tokens go in short tiles, whose splits may be spread over programs; in
-    steps with room for more tokens the others go in tall tiles, in a launch of their own; on Hopper
-    by `paged.kernels.prefill_attention` where it fits. The bits are the same.
+    steps with room for more tokens the others go in tall tiles, in a launch of their own.
     Buffers (items, workspace, slopes) are made on the first call of each capacity and kept, so a
     captured graph finds them where they were.
 
@@ -52,6 +51,8 @@ class TritonAttention(Attention):
             not known to complete the stores that the last program to arrive reads.
         short_capacity: steps of at most this many tokens have short tiles only, in one launch. The
             bits are the same. Default 256, and no limit in the interpreter.
+        warp_groups: on Hopper, tall tiles by `paged.kernels.prefill_attention` where it fits. The
+            bits are the same. Faster, but off: the kernel was measured alone, not in an engine yet.
 
     Raises:
         ValueError: an argument out of its range.
@@ -64,6 +65,7 @@ class TritonAttention(Attention):
         numerics: str = "invariant",
         workspace_rows: int | None = None,
         short_capacity: int | None = None,
+        warp_groups: bool = False,
     ) -> None:
         if numerics not in ("invariant", "fast"):
             raise ValueError(f"attention.numerics must be invariant or fast, got {numerics!r}")
@@ -82,6 +84,7 @@ class TritonAttention(Attention):
         if short_capacity is None:
             short_capacity = MANY if interpreted() else SHORT_CAPACITY
         self.short_capacity = short_capacity
+        self.warp_groups = warp_groups
         self.split_size = split_size
         self.numerics = numerics
         self.workspace_rows = workspace_rows
@@ -104,13 +107,13 @@ class TritonAttention(Attention):
         spec: AttentionSpec,
         out: torch.Tensor,
     ) -> torch.Tensor:
-        is_plain = not (spec.sliding_window or spec.logit_softcap or spec.alibi)
+        has_extras = spec.sliding_window or spec.logit_softcap or spec.alibi
         for cut in self._cuts(meta, spec, q.dtype):
             items = self._cut(meta, cut, spec.sliding_window)
             cut_at = (cut.tokens_per_tile, cut.split_size)
             arguments = (q, *kv_cache, meta.block_table, items, out, spec.softmax_scale, *cut_at)
-            fits = is_plain and not cut.num_rows
-            if fits and fits_prefill_attention(q, kv_cache[0], cut.tokens_per_tile):
+            may_group = self.warp_groups and not has_extras and not cut.num_rows
+            if may_group and fits_prefill_attention(q, kv_cache[0], cut.tokens_per_tile):
                 prefill_attention(*arguments)
                 continue
             paged_attention(

@@ -5,9 +5,9 @@ The arithmetic and its order, and so the bits, are those of the tall tiles of
 producer warp fills rings of keys and values by TMA; two warp groups of 64 rows each consume them,
 with no barrier in common but the rings'. A step takes 128 keys: one product S = Q K^T, for which Q
 is read from shared memory once, then two updates of the softmax of 64 keys each, as everywhere. The
-values of the second half are multiplied with the next S, and the groups issue their products in
-turn, so that one computes its exponentials while the tensor cores work for the other
-(FlashAttention-3, Shah et al. 2024, section 3).
+values of the second half are multiplied with the next S, and one group computes its exponentials
+while the tensor cores work for the other (FlashAttention-3, Shah et al. 2024, section 3; letting
+the groups take turns, as there, was slower: experiments/kernels/attention).
 
 Grid: (KV head, item). q may be strided over tokens; all else is contiguous.
 """
@@ -30,6 +30,7 @@ from paged.kernels.paged_attention_ref import paged_attention_inputs, paged_atte
 from paged.kernels.prefill_groups import barrier, consume
 
 ROWS = 64  # of a group: what one wgmma multiplies
+STAGES = 2  # steps of 128 keys and values in flight
 KEYS = 64  # of an update of the softmax: BLOCK_N of `choose_config`, which shows in the bits
 
 
@@ -106,7 +107,6 @@ def _prefill_attention_kernel(
     KEYS: gl.constexpr,
     K_STAGES: gl.constexpr,
     V_STAGES: gl.constexpr,
-    TURNS: gl.constexpr,
     PDL: gl.constexpr,
 ):
     if PDL:
@@ -152,13 +152,13 @@ def _prefill_attention_kernel(
             (consume, (
                 q_ptr, out_ptr, q_smem, ones, k_ring, v_ring, k_full, k_empty, v_full, v_empty,
                 first_row, position, num_tokens, kv_head, q_stride, score_scale,
-                0, TURNS, HEADS, NUM_HEADS, HEAD_DIM, SPLIT_SIZE, ROWS, KEYS,
+                0, HEADS, NUM_HEADS, HEAD_DIM, SPLIT_SIZE, ROWS, KEYS,
                 K_STAGES, V_STAGES,
             )),
             (consume, (
                 q_ptr, out_ptr, q_smem, ones, k_ring, v_ring, k_full, k_empty, v_full, v_empty,
                 first_row, position, num_tokens, kv_head, q_stride, score_scale,
-                1, TURNS, HEADS, NUM_HEADS, HEAD_DIM, SPLIT_SIZE, ROWS, KEYS,
+                1, HEADS, NUM_HEADS, HEAD_DIM, SPLIT_SIZE, ROWS, KEYS,
                 K_STAGES, V_STAGES,
             )),
             (_produce, (
@@ -204,16 +204,10 @@ def prefill_attention(
     softmax_scale: float,
     tokens_per_tile: int,
     split_size: int,
-    stages: int = 2,
-    turns: str = "done",
 ) -> torch.Tensor:
     """Attend as `paged_attention` does; for what `fits_prefill_attention` allows.
 
-    Args and errors are those of `paged_attention`; `items` have no spread splits. For measurements:
-    `stages`, steps of 128 keys and values in flight, and `turns`, when a group lets the other issue
-    its products: once its own are "issued" or "done", or whenever they like ("none"). Where the
-    tensor cores take the products of both by turns, both would otherwise wait, and then compute
-    exponentials, at the same time.
+    Args and errors are those of `paged_attention`; `items` have no spread splits.
     """
     if not fits_prefill_attention(q, k_cache, tokens_per_tile):
         raise ValueError(
@@ -254,9 +248,8 @@ def prefill_attention(
         SPLIT_SIZE=split_size,
         ROWS=ROWS,
         KEYS=KEYS,
-        K_STAGES=stages,
-        V_STAGES=2 * stages,
-        TURNS=turns,
+        K_STAGES=STAGES,
+        V_STAGES=2 * STAGES,
         num_warps=4,
         **pdl(),
     )

@@ -80,37 +80,11 @@ def _clear(v, num_keys, COPY: gl.constexpr):
 
 
 @gluon.jit
-def _wait_turn(GROUP: gl.constexpr):
-    """128 threads wait at this group's barrier until the other group's 128 have arrived there."""
-    if GROUP == 0:
-        gl.inline_asm_elementwise(
-            "bar.sync 8, 256; mov.u32 $0, 0;", "=r", [], gl.int32, is_pure=False, pack=1
-        )
-    else:
-        gl.inline_asm_elementwise(
-            "bar.sync 9, 256; mov.u32 $0, 0;", "=r", [], gl.int32, is_pure=False, pack=1
-        )
-
-
-@gluon.jit
-def _give_turn(GROUP: gl.constexpr):
-    """Arrive at the other group's barrier."""
-    if GROUP == 0:
-        gl.inline_asm_elementwise(
-            "bar.arrive 9, 256; mov.u32 $0, 0;", "=r", [], gl.int32, is_pure=False, pack=1
-        )
-    else:
-        gl.inline_asm_elementwise(
-            "bar.arrive 8, 256; mov.u32 $0, 0;", "=r", [], gl.int32, is_pure=False, pack=1
-        )
-
-
-@gluon.jit
 def _attend(
     m, l_sum, acc, m_split, l_split, acc_split, p,
     first, end, q_smem, ones, k_ring, v_ring, k_full, k_empty, v_full, v_empty,
     q_pos, kv_end, score_scale,
-    GROUP: gl.constexpr, TURNS: gl.constexpr, MASKED: gl.constexpr, SPLIT_SIZE: gl.constexpr,
+    MASKED: gl.constexpr, SPLIT_SIZE: gl.constexpr,
     KEYS: gl.constexpr, K_STAGES: gl.constexpr, V_STAGES: gl.constexpr, COPY: gl.constexpr,
 ):  # fmt: skip
     """Steps first to end - 1 of 2 KEYS keys each; returns the state.
@@ -134,16 +108,10 @@ def _attend(
         v_slot = last % V_STAGES
         mbarrier.wait(k_full.index(k_slot), (j // K_STAGES) & 1)
         mbarrier.wait(v_full.index(v_slot), (last // V_STAGES - 1) & 1, pred=has_last)
-        if TURNS != "none":
-            _wait_turn(GROUP)
         k = k_ring.index(k_slot).permute((1, 0))
         s_token = warpgroup_mma(q_smem, k, zeros, use_acc=False, is_async=True)
         l_token, acc_token = _add_values(p, v_ring.index(v_slot), ones, l_split, acc_split, True)
-        if TURNS == "issued":
-            _give_turn(GROUP)
         s, l_split, acc_split, p = warpgroup_mma_wait(0, deps=[s_token, l_token, acc_token, p])
-        if TURNS == "done":
-            _give_turn(GROUP)
         mbarrier.arrive(k_empty.index(k_slot))
         mbarrier.arrive(v_empty.index(v_slot), pred=has_last)
         s_0, s_1 = s.reshape([ROWS, 2, KEYS]).permute((0, 2, 1)).split()
@@ -172,7 +140,7 @@ def _attend(
 def consume(
     q_ptr, out_ptr, q_smem, ones, k_ring, v_ring, k_full, k_empty, v_full, v_empty,
     first_row, position, num_tokens, kv_head, q_stride, score_scale,
-    GROUP: gl.constexpr, TURNS: gl.constexpr, HEADS: gl.constexpr, NUM_HEADS: gl.constexpr,
+    GROUP: gl.constexpr, HEADS: gl.constexpr, NUM_HEADS: gl.constexpr,
     HEAD_DIM: gl.constexpr, SPLIT_SIZE: gl.constexpr, ROWS: gl.constexpr, KEYS: gl.constexpr,
     K_STAGES: gl.constexpr, V_STAGES: gl.constexpr,
 ):  # fmt: skip
@@ -207,15 +175,13 @@ def consume(
     p = gl.full([ROWS, KEYS], 0.0, dtype, gl.DotOperandLayout(0, ACC, 2))
     num_steps = (kv_end + 2 * KEYS - 1) // (2 * KEYS)
     num_full = (position + 1) // (2 * KEYS)  # steps whose keys every row sees
-    if TURNS != "none" and GROUP == 1:
-        _give_turn(GROUP)  # group 0 begins
     for masked in gl.static_range(2):
         m, l_sum, acc, m_split, l_split, acc_split, p = _attend(
             m, l_sum, acc, m_split, l_split, acc_split, p,
             num_full if masked else 0, num_steps if masked else num_full,
             q_smem, ones, k_ring, v_ring, k_full, k_empty, v_full, v_empty,
             q_pos, kv_end, score_scale,
-            GROUP, TURNS, masked == 1, SPLIT_SIZE, KEYS, K_STAGES, V_STAGES, COPY,
+            masked == 1, SPLIT_SIZE, KEYS, K_STAGES, V_STAGES, COPY,
         )  # fmt: skip
     last = 2 * num_steps - 1
     v_slot = last % V_STAGES

@@ -44,10 +44,7 @@ def variants(page_size: int) -> list[Variant]:
     tall.sort(key=lambda variant: variant.options["config"].num_stages != stages)
     return [
         *tall,
-        Variant("groups", {"turns": "none"}),
-        Variant("groups in turn (issued)", {"turns": "issued"}),
-        Variant("groups in turn (done)", {"turns": "done"}),
-        Variant("groups in turn (done), 3 stages", {"turns": "done", "stages": 3}),
+        Variant("groups", {}),
     ]
 
 
