@@ -1,8 +1,10 @@
 """Arguments against a signature: the keyword-only constructor is the schema of its YAML."""
 
+import ast
 import difflib
 import inspect
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,6 +59,33 @@ def check_arguments(
     if problems:
         raise ValueError("; ".join(problems))
     return accepted
+
+
+def check_fields(path: str, function: Callable, *records: Any) -> None:
+    """Raise ValueError if a policy's function reads a field that what it gets does not have.
+
+    `records` are the named tuples of its first parameters. The compiler would say so too, but on
+    the first step and many lines later. A function whose source is not to be had is left to it.
+    """
+    function = getattr(function, "fn", function)  # what `@triton.jit` wraps
+    if not inspect.isfunction(function):
+        return
+    try:
+        nodes = list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))))
+    except (OSError, SyntaxError):
+        return
+    given = dict(zip(inspect.signature(function).parameters, records))
+    for node in nodes:
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            given.pop(node.id, None)  # it is something else from there on
+    for node in nodes:
+        if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
+            continue
+        record = given.get(node.value.id)
+        if record is not None and not hasattr(record, node.attr):
+            read = f"{function.__name__} reads {node.value.id}.{node.attr}"
+            hint = did_you_mean(node.attr, record._fields)
+            raise ValueError(f"{path}: {read}: no such field{hint}")
 
 
 def quoted(text: str) -> str:

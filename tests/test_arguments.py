@@ -4,8 +4,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import pytest
+import triton
 
 from paged.arguments import check_arguments, describe, fits, parameters_of
+from paged.eviction.base import ScoreEviction
+from paged.kv.compression.base import ScoreCompression
+from paged.schedulers.base import RankScheduler
 
 
 class Base:
@@ -69,3 +73,41 @@ def test_lists_become_tuples():
     def target(*, ids: tuple[int, ...]) -> None: ...
 
     assert check_arguments("part", {"ids": [1, 2]}, parameters_of(target)) == {"ids": (1, 2)}
+
+
+@triton.jit
+def misspelt_page(page, now):
+    return page.last_used - page.hit
+
+
+def misspelt_row(row, now):
+    return row.arrival + now.seconds
+
+
+@triton.jit
+def misspelt_token(token, weight):
+    return weight * token.keys
+
+
+@triton.jit
+def renamed(page, now):
+    step = now.step
+    now = page
+    return now.hits + step
+
+
+@pytest.mark.parametrize(
+    ("part", "function", "message"),
+    [
+        (ScoreEviction, misspelt_page, r"eviction: misspelt_page reads page\.hit: .* mean hits\?"),
+        (RankScheduler, misspelt_row, r"scheduler: .* now\.seconds: no such field .*ms, step"),
+        (ScoreCompression, misspelt_token, r"kv\.compression: .* token\.keys: .* mean key\?"),
+    ],
+)
+def test_a_field_that_is_not_there_is_named_before_anything_is_compiled(part, function, message):
+    with pytest.raises(ValueError, match=message):
+        part(function)
+
+
+def test_what_is_no_longer_the_argument_is_left_alone():
+    ScoreEviction(renamed)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 
+from paged.arguments import check_fields
 from paged.interfaces import Eviction
 from paged.kernels.control.columns import Now, Page
 from paged.kernels.control.evict import evict, page_view
@@ -30,6 +31,7 @@ class ScoreEviction(Eviction):
     """
 
     def __init__(self, score: Callable, *, args: tuple = ()) -> None:
+        check_fields("eviction", score, Page, Now)
         self.score_function = score
         self.args = tuple(args)
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 import torch
 
+from paged.arguments import check_fields
 from paged.interfaces import Scheduler
-from paged.kernels.control.columns import COLUMN_NAMES, Now
+from paged.kernels.control.columns import COLUMN_NAMES, Now, Row
 from paged.kernels.control.order import now_view, order, row_view
 from paged.kernels.control.schedule import schedule
 from paged.kernels.launch import is_kernel_function
@@ -61,6 +62,7 @@ class RankScheduler(Scheduler):
         victim: str | None = None,
         preemption: str = "recompute",
     ) -> None:
+        check_fields("scheduler", rank, Row, Now)
         for name, value in (
             ("max_num_seqs", max_num_seqs),
             ("max_num_batched_tokens", max_num_batched_tokens),

@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import torch
 
+from paged.arguments import check_fields
 from paged.interfaces import Attention, Compression, Model
 from paged.kernels.control.budget import SHARES, UNLIMITED, PageBudget
 from paged.kernels.control.compress import Drops
 from paged.kernels.mean_keys import mean_keys
-from paged.kernels.page_scores import page_scores
+from paged.kernels.page_scores import CachedToken, page_scores
 from paged.kv.compression.observed_attention import ObservedAttention
 from paged.state import RequestTable, StepPlan
 
@@ -87,6 +88,7 @@ class ScoreCompression(PageCompression):
         **knobs,
     ) -> None:
         super().__init__(**knobs)
+        check_fields("kv.compression", score, CachedToken)
         if window is not None and window < 1:
             raise ValueError(
                 f"kv.compression.window must be at least 1, or null for all, got {window}"
