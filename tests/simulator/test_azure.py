@@ -73,7 +73,6 @@ def test_two_hundred_requests_in_order_and_shortest_first():
     assert fcfs["output_tokens"] == sjf["output_tokens"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_thousand_requests_under_eight_policies():
     """Within 3 minutes on two cores: of either process's own time from its start to its last
