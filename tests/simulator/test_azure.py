@@ -38,7 +38,7 @@ def requests(count: int) -> list:
     try:
         return list(Azure(rate_scale=6.0, **shaping))
     except ValueError:  # the file is not there
-        return list(Synthetic(num_requests=count, rate=20.0, **shaping))
+        return list(Synthetic(num_requests=count, rate=60.0, **shaping))
 
 
 def simulated(name: str, count: int) -> dict:
