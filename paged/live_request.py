@@ -8,7 +8,13 @@ import numpy as np
 from paged.beams import BeamGroup
 from paged.edits import NO_EDITS, Edits
 from paged.kernels.logit_edits import EDIT_FORCED
-from paged.request import CompletionOutput, RequestMetrics, RequestOutput, SamplingParams
+from paged.request import (
+    CompletionOutput,
+    RequestMetrics,
+    RequestOutput,
+    SamplingParams,
+    mean_logprob,
+)  # fmt: skip
 from paged.submission import Submission, sample_seed
 from paged.top_reports import Top
 from paged.transcript import Passage, Transcript
@@ -211,7 +217,7 @@ class LiveRequest:
             completion.stop_reason = last if last in self.params.stop_token_ids else None
         if self.params.best_of is not None and all(one.has_ended for one in self.group):
             drawn = [one.completion for one in self.group]
-            drawn.sort(key=lambda one: one.mean_logprob, reverse=True)
+            drawn.sort(key=lambda one: mean_logprob(one.logprobs), reverse=True)
             output.outputs = drawn[: self.params.n]
 
     def submission(self, started: float, engine_seed: int, *, shares: bool) -> Submission:

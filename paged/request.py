@@ -261,6 +261,11 @@ class Logprob(NamedTuple):
     rank: int
 
 
+def mean_logprob(logprobs: Sequence[float]) -> float:
+    """What `best_of` ranks outputs by."""
+    return sum(logprobs) / max(1, len(logprobs))
+
+
 @dataclass
 class CompletionOutput:
     """One continuation: `finish_reason` is stop, length, abort or error once it has ended.
@@ -276,10 +281,6 @@ class CompletionOutput:
     top_logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-
-    @property
-    def mean_logprob(self) -> float:
-        return sum(self.logprobs) / max(1, len(self.logprobs))
 
 
 @dataclass

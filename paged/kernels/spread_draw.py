@@ -29,6 +29,7 @@ import triton.language as tl
 
 from paged.kernels.fast_math import LOG2_E, fast_exp2
 from paged.kernels.floor_search import LOWEST, float_of_key, key_of_float
+from paged.kernels.grid_barrier import grid_barrier
 from paged.kernels.logit_process import process_logits
 from paged.kernels.philox import gumbel_noise
 from paged.kernels.sampling_rows import column, load_positions
@@ -61,19 +62,6 @@ def leave_row(state_ptrs, spread, live, count, share, ratio, temperature, peak, 
     tl.store(state_ptrs + WHOLE, whole, mask=spread)
     tl.store(state_ptrs + PEAK, peak, mask=spread)
     tl.store(state_ptrs + LOG_SUM, log_sum, mask=spread)
-
-
-@triton.jit
-def grid_barrier(counters_ptr):
-    """Waits for all programs; what they stored before can be read after."""
-    programs = tl.num_programs(0)
-    tl.debug_barrier()
-    before = tl.atomic_add(counters_ptr + ARRIVED, 1, sem="acq_rel", scope="gpu")
-    needed = (before // programs + 1) * programs
-    arrived = before + 1
-    while arrived < needed:
-        arrived = tl.atomic_add(counters_ptr + ARRIVED, 0, sem="acq_rel", scope="gpu")
-    tl.debug_barrier()
 
 
 @triton.jit
@@ -223,7 +211,7 @@ def draw_spread_rows(
 ):  # fmt: skip
     """Draw the rows that `leave_row` left, of those that are `filtered` [CAPACITY]; called by all
     programs of a launch."""
-    grid_barrier(counters_ptr)
+    grid_barrier(counters_ptr + ARRIVED)
     program, programs = tl.program_id(0), tl.num_programs(0)
     lanes = tl.arange(0, CAPACITY)
     modes = tl.load(state_ptr + lanes * NUM_STATES + MODE, mask=filtered, other=0.0)
@@ -267,7 +255,7 @@ def draw_spread_rows(
                             fields_ptr + block, logits, tl.load(row_state_ptr + PEAK), temperature,
                             first, float_of_key(second), num_blocks, NVIDIA,
                         )  # fmt: skip
-            grid_barrier(counters_ptr)
+            grid_barrier(counters_ptr + ARRIVED)
         for place in range(program, num_spread, programs):
             row = tl.sum(tl.where(places == place, lanes, 0), axis=0)
             row_state_ptr = state_ptr + row * NUM_STATES
@@ -281,6 +269,6 @@ def draw_spread_rows(
                     logits_ptr + row.to(tl.int64) * vocab_size, count, tl.load(top_p_ptr + slot),
                     num_blocks, vocab_size, BLOCKS,
                 )  # fmt: skip
-        grid_barrier(counters_ptr)
+        grid_barrier(counters_ptr + ARRIVED)
         done = tl.load(counters_ptr + DONE)
         rounds += 1

@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from functools import partial
 
+from paged.request import mean_logprob
 from paged.server.chunks import Chunks, ending
 from paged.server.errors import ApiError
 from paged.server.generation import Delta, Generation, Sample
@@ -126,7 +127,9 @@ class CompletionAnswer:
             return deltas
         kept = []
         for start in range(0, len(deltas), each):
-            kept += sorted(deltas[start : start + each], key=_mean_logprob, reverse=True)[:n]
+            drawn = deltas[start : start + each]
+            drawn.sort(key=lambda delta: mean_logprob(delta.logprobs), reverse=True)
+            kept += drawn[:n]
         return kept
 
     def _prompt_logprobs(self, source: Sample) -> ShownPromptLogprobs | None:
@@ -140,10 +143,6 @@ class CompletionAnswer:
         """The first sample of a choice's prompt: the one that knows the prompt's logprobs."""
         prompt = generation.samples[delta.index].prompt
         return generation.samples[prompt * num_samples(self.body)]
-
-
-def _mean_logprob(delta: Delta) -> float:
-    return sum(delta.logprobs) / max(1, len(delta.logprobs))
 
 
 def _is_one(prompt: object) -> bool:

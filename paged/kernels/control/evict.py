@@ -32,6 +32,7 @@ from paged.kernels.control.columns import (
     load_now,
 )  # fmt: skip
 from paged.kernels.control.stage import stage
+from paged.kernels.grid_barrier import grid_barrier
 from paged.kernels.launch import interpreted
 from paged.kernels.linear_persistent import multiprocessors
 
@@ -79,20 +80,6 @@ def _load_keys(
     return tl.where(cached, word, NOT_CACHED)
 
 
-@triton.jit
-def _grid_barrier(arrivals):
-    """Waits for all programs; what they stored before can be read after. `arrivals` counts those
-    of every launch, whose programs are always as many."""
-    programs = tl.num_programs(0)
-    tl.debug_barrier()
-    before = tl.atomic_add(arrivals, 1, sem="acq_rel", scope="gpu")
-    needed = (before // programs + 1) * programs
-    arrived = before + 1
-    while arrived < needed:
-        arrived = tl.atomic_add(arrivals, 0, sem="acq_rel", scope="gpu")
-    tl.debug_barrier()
-
-
 @triton.jit(do_not_specialize=["low_water", "num_pages"])
 def _evict_kernel(
     counters, ref_count, last_used, hits, born, depth, parent, parent_serial, serial, score,
@@ -119,7 +106,7 @@ def _evict_kernel(
         digit = ((key >> shift) & (RADIX - 1)).to(tl.int32)
         of_tile = tl.histogram(digit, RADIX, mask=counts)
         tl.atomic_add(histogram + done * RADIX + lane, of_tile, mask=of_tile > 0)
-        _grid_barrier(arrivals)
+        grid_barrier(arrivals)
         count = tl.load(histogram + done * RADIX + lane, cache_modifier=".cg").to(tl.int64)
         # The digit of the last page wanted: the first whose inclusive count reaches `ties`.
         chosen = tl.sum((tl.cumsum(count, axis=0) < ties).to(tl.int64), axis=0)
@@ -130,7 +117,7 @@ def _evict_kernel(
     equal = (key == threshold).to(tl.int32)
     tl.store(tile_counts + tl.program_id(0) * 2, tl.sum(below, axis=0))
     tl.store(tile_counts + tl.program_id(0) * 2 + 1, tl.sum(equal, axis=0))
-    _grid_barrier(arrivals)
+    grid_barrier(arrivals)
     tile = tl.arange(0, PROGRAMS)
     earlier = tile < tl.program_id(0)
     below_before = tl.load(tile_counts + tile * 2, mask=earlier, other=0, cache_modifier=".cg")
