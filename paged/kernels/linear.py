@@ -26,7 +26,8 @@ from paged.kernels.launch import check_tensor, interpreted, pdl
 from paged.kernels.linear_epilogue import finish_tile, weight_rows
 from paged.kernels.linear_persistent import can_persist, launch_persistent
 from paged.kernels.linear_prefetch import prefetch_bytes, prefetch_weights
-from paged.kernels.linear_tiles import persistent_tiles, pointer_tiles
+from paged.kernels.linear_stream import can_stream, launch_streamed
+from paged.kernels.linear_tiles import persistent_tiles, pointer_tiles, stream_tiles
 
 LINEAR_VARIANTS = (
     {"with_bias": True, "activation": "relu"},
@@ -189,6 +190,12 @@ def launch_linear(
     elif x.shape[0] < capacity:
         raise ValueError(f"x must have the {capacity} rows of out or come with rows, got {x.shape}")
     gated = weight_features != out_features
+    streamed = stream_tiles(capacity, weight_features, in_features)
+    if rows is None and streamed is not None and can_stream(x, weight):
+        launch_streamed(
+            x, weight, num_tokens, out, bias, activation, logit_softcap, gated, streamed
+        )
+        return
     if rows is None and can_persist(x, weight, capacity):
         tiles = persistent_tiles(capacity, weight_features, in_features)
         launch_persistent(x, weight, num_tokens, out, bias, activation, logit_softcap, gated, tiles)

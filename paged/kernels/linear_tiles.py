@@ -22,6 +22,17 @@ class Tiles(NamedTuple):
     prefetch: int = 0  # bytes of its weights that a program asks for before it waits
 
 
+class StreamTiles(NamedTuple):
+    """One launch of the streaming kernel; a step over K is `units` of 64 columns."""
+
+    block_m: int
+    block_n: int  # rows of the weight, gate and up counted
+    units: int
+    weight_stages: int  # steps of weights in flight
+    input_stages: int  # steps of x in flight
+    per_processor: int = 1
+
+
 # (largest capacity, largest rows of the weight, largest columns of the weight)
 Limits = tuple[int, int, int]
 ANY = 2**31
@@ -112,3 +123,8 @@ def pointer_tiles(
 def persistent_tiles(capacity: int, out_features: int, in_features: int) -> Tiles:
     """The tile of the persistent kernel, by the same sizes."""
     return find_tiles(PERSISTENT_TILES, capacity, out_features, in_features)
+
+
+def stream_tiles(capacity: int, out_features: int, in_features: int) -> StreamTiles | None:
+    """The tile of the streaming kernel, by the same sizes; None where it is not the fastest."""
+    return None

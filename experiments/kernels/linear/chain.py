@@ -24,7 +24,7 @@ from paged.kernels import linear as linear_module
 from paged.kernels.gated_linear import gated_linear
 from paged.kernels.launch import pdl
 from paged.kernels.linear import linear
-from paged.kernels.linear_tiles import Tiles, pointer_tiles
+from paged.kernels.linear_tiles import StreamTiles, Tiles, pointer_tiles
 
 KIB = 1024
 PREFETCHES = {"none": 0, "16 KB": 16 * KIB, "32 KB": 32 * KIB, "64 KB": 64 * KIB,
@@ -45,7 +45,30 @@ CANDIDATES = {
         (64, 64, 128, 4, 5), (64, 128, 64, 4, 3),
     ],
 }  # fmt: skip
-Choice = dict[tuple[int, int], Tiles]  # by shape of the weight; others from the table
+# rows and columns of a tile, units of 64 over K, steps of weights and of x in flight, programs on a
+# multiprocessor
+STREAMS = {
+    16: [
+        (64, 8, 4, 12, 6, 1), (64, 16, 4, 4, 4, 2), (64, 16, 4, 6, 4, 2), (64, 16, 4, 4, 4, 3),
+        (64, 16, 4, 8, 4, 1), (64, 16, 8, 4, 2, 1), (64, 16, 8, 3, 2, 2), (64, 32, 4, 4, 4, 1),
+        (64, 32, 4, 3, 3, 2), (64, 32, 4, 4, 3, 2), (64, 32, 4, 8, 4, 1), (64, 32, 8, 4, 2, 1),
+        (64, 32, 8, 2, 2, 2), (64, 64, 4, 3, 3, 1), (64, 64, 4, 4, 4, 1), (64, 64, 2, 4, 4, 2),
+        (64, 64, 4, 5, 3, 1), (64, 64, 8, 2, 2, 1), (64, 128, 2, 4, 4, 1),
+    ],
+    64: [
+        (64, 8, 4, 8, 4, 1), (64, 8, 4, 12, 5, 1), (64, 16, 4, 6, 3, 1), (64, 16, 4, 6, 4, 1),
+        (64, 32, 4, 4, 3, 1), (64, 32, 4, 5, 4, 1), (64, 32, 2, 8, 4, 1), (64, 32, 2, 5, 3, 2),
+        (64, 64, 2, 6, 4, 1), (64, 64, 4, 3, 3, 1), (64, 64, 1, 6, 4, 2), (64, 64, 2, 4, 3, 1),
+        (64, 64, 4, 4, 2, 1), (64, 128, 2, 4, 3, 1),
+    ],
+    256: [
+        (128, 64, 2, 4, 3, 1), (128, 128, 1, 6, 5, 1), (256, 64, 1, 6, 4, 1),
+        (128, 32, 2, 6, 3, 1), (256, 128, 1, 5, 3, 1), (128, 128, 2, 3, 3, 1),
+        (128, 64, 1, 5, 4, 2), (128, 256, 1, 4, 3, 1), (256, 64, 2, 4, 2, 1),
+    ],
+}
+# by shape of the weight; others from the table
+Choice = dict[tuple[int, int], Tiles | StreamTiles]
 
 
 def use(choice: Choice, with_pdl: bool = True) -> None:
@@ -55,7 +78,11 @@ def use(choice: Choice, with_pdl: bool = True) -> None:
         chosen = choice.get((rows, columns))
         return chosen or pointer_tiles(capacity, rows, columns, *rest)
 
-    linear_module.pointer_tiles = tiles_of
+    def stream_of(capacity: int, rows: int, columns: int) -> StreamTiles | None:
+        chosen = choice.get((rows, columns))
+        return chosen if isinstance(chosen, StreamTiles) else None
+
+    linear_module.pointer_tiles, linear_module.stream_tiles = tiles_of, stream_of
     os.environ["PAGED_PDL"] = "1" if with_pdl else "0"
     pdl.cache_clear()
 
@@ -97,10 +124,14 @@ def compile_one(job: tuple) -> tuple | None:
             x, count = torch.zeros(capacity, 1024, **BF16), count_of(capacity)
             weight, out = torch.zeros(1024, 1024, **BF16), torch.zeros(capacity, 1024, **BF16)
             half = torch.zeros(capacity, 512, **BF16)
-            for prefetch in (0, 2**30):
-                use({(1024, 1024): tiles._replace(prefetch=prefetch)})
+            variants = [tiles]
+            if isinstance(tiles, Tiles):
+                variants = [tiles._replace(prefetch=prefetch) for prefetch in (0, 2**30)]
+            for variant in variants:
+                use({(1024, 1024): variant})
                 linear(x, weight, count, out)
-                gated_linear(x, weight, count, half, "silu")
+                if tiles.block_n >= 16:
+                    gated_linear(x, weight, count, half, "silu")
         torch.cuda.synchronize()
     except triton.OutOfResources as error:
         return (*job, str(error))
@@ -133,9 +164,44 @@ def time_step(step: Step, choice: Choice, expected: torch.Tensor | None) -> floa
     return us
 
 
-def label(tiles: Tiles) -> str:
+def label(tiles: Tiles | StreamTiles) -> str:
+    if isinstance(tiles, StreamTiles):
+        return "stream " + "/".join(map(str, tiles))
     prefetch = "all" if tiles.prefetch >= 2**30 else f"{tiles.prefetch // KIB}KB"
     return "/".join(map(str, tiles[:5])) + f"+{prefetch}"
+
+
+def measure_streams(model: str, rows: int, deadline: float) -> None:
+    """Layer by layer, the streaming kernel's tiles against the table's."""
+    step = Step(model, rows)
+    print(f"{model}, {rows} rows, floor {step.floor_us():.0f} us", flush=True)
+    use({})
+    step.run()
+    expected = step.logits()
+    assert bool(expected.isfinite().all())
+    best: Choice = {}
+    best_us = graph_us(step.run, repeats=15)
+    print(f"  table {best_us:.0f}", flush=True)
+    for left, (name, shape) in zip(range(len(step.shapes), 0, -1), step.shapes.items()):
+        until = time.monotonic() + (deadline - time.monotonic()) / left
+        ranked: list[tuple[float, Tiles | StreamTiles | None]] = [(best_us, None)]
+        for values in STREAMS[step.capacity]:
+            tiles = StreamTiles(*values)
+            most = 264 if shape[0] < 16384 else 2**31  # more tiles than places at once: many steps
+            if (name == "gate_up" and tiles.block_n < 16) or time.monotonic() > until:
+                continue
+            if step.capacity <= 64 and shape[0] / tiles.block_n > most * 2:
+                continue
+            us = time_step(step, best | {shape: tiles}, expected)
+            if us is not None:
+                ranked.append((us, tiles))
+        ranked.sort(key=lambda pair: pair[0])
+        if ranked[0][1] is not None:
+            best_us, best[shape] = ranked[0]
+        shown = ", ".join(f"{t and label(t)} {us:.0f}" for us, t in ranked[:6])
+        print(f"  {name} {list(shape)}: {shown}; slowest {ranked[-1][0]:.0f}", flush=True)
+    chosen = ", ".join(f"{name} {label(best[s])}" for name, s in step.shapes.items() if s in best)
+    print(f"  best {time_step(step, best, expected):.0f}: {chosen}", flush=True)
 
 
 def measure(model: str, rows: int, deadline: float) -> None:
@@ -191,6 +257,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--seconds", type=float, default=85)
     parser.add_argument("--late", action="store_true")
+    parser.add_argument("--streams", action="store_true", help="only the streaming kernel's tiles")
     args = parser.parse_args()
     started = time.monotonic()
     if args.late:
@@ -202,9 +269,12 @@ def main() -> None:
         ("step", model, rows, with_pdl)
         for model in args.models
         for rows in capacities.values()
-        for with_pdl in (False, True)
+        for with_pdl in ((True,) if args.streams else (False, True))
     ]
     for capacity in capacities:
+        if args.streams:
+            jobs += [("linear", capacity, StreamTiles(*one)) for one in STREAMS[capacity]]
+            continue
         tiles = {Tiles(*values) for values in CANDIDATES[capacity]}
         for model in args.models:
             tiles.update(table_choice(Step(model, capacities[capacity], num_layers=1), 0).values())
@@ -214,7 +284,8 @@ def main() -> None:
     cases = [(model, rows) for model in args.models for rows in args.rows]
     for left, (model, rows) in zip(range(len(cases), 0, -1), cases):
         now = time.monotonic()
-        measure(model, rows, now + (started + args.seconds - now) / left)
+        until = now + (started + args.seconds - now) / left
+        (measure_streams if args.streams else measure)(model, rows, until)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,327 @@
+"""The linear layer for few rows: weights stream through shared memory, asked for before the wait.
+
+    out = act(softcap(x @ weight.T + bias))     or     out = act(x @ gate.T) * (x @ up.T)
+
+With few rows a linear layer reads its weights and waits: for the launch before, for x, for its
+first bytes. Weights are constants, so a program fills a ring of them before `gdc_wait`, while the
+launches before it still run; a launch that leaves shared memory for the next one keeps memory busy
+across the boundary. Rings of x are filled behind the wait. One warp group (or two, for more rows)
+multiplies and refills.
+
+Shared memory is cut into units of 64 columns, 128 bytes a row, the width of TMA's swizzle. x comes
+in boxes of as many rows as the capacity has, or of half as many where those hold all tokens. A wgmma
+reads 64 rows, of which the others are then the units behind: its rows do not meet.
+
+Grid: as many programs as stay resident, program p taking tiles p, p + P, ... The chain over K is
+that of `paged.kernels.linear`: the same bits. Gluon, NVIDIA Hopper.
+"""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from paged.kernels.activation import activate
+from paged.kernels.launch import interpreted, pdl
+from paged.kernels.linear_persistent import multiprocessors
+from paged.kernels.linear_tiles import StreamTiles
+
+UNIT = 64  # columns
+FEW = 16  # rows that are loaded as such
+# of all threads; its name in Triton 3.6 and in 3.7
+barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
+
+
+@gluon.jit
+def _next(tile, k, programs, end_k, WIDTH: gl.constexpr):
+    """The tile and column of a program's next step."""
+    k += WIDTH
+    ends = k == end_k
+    return tile + gl.where(ends, programs, 0), gl.where(ends, 0, k)
+
+
+@gluon.jit
+def _ask_weights(
+    desc, ring, full, step, tile_n, k, out_features,
+    BOXES: gl.constexpr, UNITS: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Weights of one step, UNITS units from column k on, to their place in the ring.
+
+    Where gate rows are followed by up rows, BOXES is 2 and each unit has a box of both.
+    """
+    slot = step % STAGES
+    rows: gl.constexpr = desc.block_shape[0]
+    mbarrier.expect(full.index(slot), rows * BOXES * UNITS * 128)
+    if BOXES == 1:
+        row = tile_n * rows
+        tma.async_copy_global_to_shared(desc, [row, k], full.index(slot), ring.index(slot))
+    else:
+        for unit in gl.static_range(UNITS):
+            for box in gl.static_range(BOXES):
+                row = box * out_features + tile_n * rows
+                place = (slot * UNITS + unit) * BOXES + box
+                tma.async_copy_global_to_shared(
+                    desc, [row, k + unit * 64], full.index(slot), ring.index(place)
+                )
+
+
+@gluon.jit
+def _ask_inputs(desc, half_desc, units, full, step, row, k, is_half, STAGES: gl.constexpr):
+    """Rows of x for one step, to their place in the ring."""
+    slot = step % STAGES
+    rows: gl.constexpr = desc.block_shape[0]
+    width: gl.constexpr = desc.block_shape[1]
+    ring = units._reinterpret(desc.dtype, [STAGES, rows, width], desc.layout)
+    halves = units._reinterpret(desc.dtype, [2 * STAGES, rows // 2, width], desc.layout)
+    if is_half:
+        mbarrier.expect(full.index(slot), rows * width)
+        tma.async_copy_global_to_shared(half_desc, [row, k], full.index(slot), halves.index(slot))
+    else:
+        mbarrier.expect(full.index(slot), rows * width * 2)
+        tma.async_copy_global_to_shared(desc, [row, k], full.index(slot), ring.index(slot))
+
+
+@gluon.jit
+def _finish(
+    acc, bias_ptr, out_ptr, row, tile_n, num_tokens, out_features, softcap, dtype: gl.constexpr,
+    HAS_BIAS: gl.constexpr, HAS_SOFTCAP: gl.constexpr, ACTIVATION: gl.constexpr,
+    GATED: gl.constexpr,
+):  # fmt: skip
+    """`linear_epilogue.finish_tile`; a gated tile is all gates, then all ups."""
+    BLOCK_M: gl.constexpr = acc.shape[0]
+    COLUMNS: gl.constexpr = acc.shape[1] // 2 if GATED else acc.shape[1]
+    if HAS_BIAS:
+        index = gl.arange(0, acc.shape[1], gl.SliceLayout(0, acc.type.layout))
+        if GATED:
+            bias_row = gl.minimum(tile_n * COLUMNS + index % COLUMNS, out_features - 1)
+            bias_row += index // COLUMNS * out_features
+        else:
+            bias_row = gl.minimum(tile_n * COLUMNS + index, out_features - 1)
+        acc += gl.expand_dims(gl.load(bias_ptr + bias_row).to(gl.float32), 0)
+    if GATED:
+        rounded = acc.to(dtype).to(gl.float32)
+        gate, up = rounded.reshape([BLOCK_M, 2, COLUMNS]).permute((0, 2, 1)).split()
+        y = activate(gate, ACTIVATION) * up
+    else:
+        y = acc
+        if HAS_SOFTCAP:
+            y = softcap * (2.0 / (1.0 + gl.exp(-2.0 / softcap * y)) - 1.0)
+        y = activate(y, ACTIVATION)
+    token = row + gl.arange(0, BLOCK_M, gl.SliceLayout(1, y.type.layout))
+    column = tile_n * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, y.type.layout))
+    rows = gl.expand_dims(token, 1).to(gl.int64)
+    columns = gl.expand_dims(column, 0)
+    mask = (rows < num_tokens) & (columns < out_features)
+    out_ptrs = out_ptr + rows * out_features + columns
+    gl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@gluon.jit
+def _streamed_linear_kernel(
+    x_desc,
+    x_half_desc,
+    weight_desc,
+    bias_ptr,
+    out_ptr,
+    num_tokens_ptr,
+    out_features,
+    in_features,
+    softcap,
+    HAS_BIAS: gl.constexpr,
+    HAS_SOFTCAP: gl.constexpr,
+    ACTIVATION: gl.constexpr,
+    GATED: gl.constexpr,
+    BLOCK_M: gl.constexpr,
+    BLOCK_N: gl.constexpr,
+    UNITS: gl.constexpr,
+    W_STAGES: gl.constexpr,
+    X_STAGES: gl.constexpr,
+    ONE_ROW_TILE: gl.constexpr,
+    PDL: gl.constexpr,
+):
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    num_tokens = gl.load(num_tokens_ptr, cache_modifier=".cg")
+    SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+    WARPS: gl.constexpr = gl.num_warps()
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_N, 16])
+    dtype: gl.constexpr = x_desc.dtype
+    ROWS: gl.constexpr = x_desc.block_shape[0]
+    BOXES: gl.constexpr = 2 if GATED else 1
+    WIDTH: gl.constexpr = UNITS * 64
+    COLUMNS: gl.constexpr = BLOCK_N // BOXES
+    # behind the last unit of x the rows that its wgmma reads and nobody looks at
+    x_units = gl.allocate_shared_memory(
+        dtype, [X_STAGES * UNITS + BLOCK_M // ROWS - 1, ROWS, 64], SHARED
+    )
+    x_rows = x_units._reinterpret(dtype, [X_STAGES * UNITS * (ROWS // 8), 8, 64], SHARED)
+    w_units = gl.allocate_shared_memory(dtype, [W_STAGES * UNITS, BLOCK_N, 64], SHARED)
+    if GATED:
+        w_boxes = w_units._reinterpret(dtype, [W_STAGES * UNITS * 2, COLUMNS, 64], SHARED)
+    else:
+        w_boxes = w_units._reinterpret(dtype, [W_STAGES, BLOCK_N, WIDTH], SHARED)
+    x_full = gl.allocate_shared_memory(gl.int64, [X_STAGES, 1], mbarrier.MBarrierLayout())
+    w_full = gl.allocate_shared_memory(gl.int64, [W_STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(X_STAGES):
+        mbarrier.init(x_full.index(i), count=1)
+    for i in gl.static_range(W_STAGES):
+        mbarrier.init(w_full.index(i), count=1)
+    fence_async_shared()
+    barrier()
+
+    tiles_m = 1 if ONE_ROW_TILE else (num_tokens + BLOCK_M - 1) // BLOCK_M
+    num_tiles = tiles_m * ((out_features + COLUMNS - 1) // COLUMNS)
+    first = gl.program_id(0)
+    programs = gl.num_programs(0)
+    num_k = (in_features + WIDTH - 1) // WIDTH
+    num_steps = gl.maximum((num_tiles - first + programs - 1) // programs, 0) * num_k
+    if num_tokens == 0:
+        num_tiles, num_steps = 0, 0
+    end_k = num_k * WIDTH
+    w_tile, w_k = first, 0
+    for i in gl.static_range(W_STAGES):
+        if i < num_steps:
+            _ask_weights(
+                weight_desc, w_boxes, w_full, i, w_tile // tiles_m, w_k, out_features,
+                BOXES, UNITS, W_STAGES,
+            )  # fmt: skip
+            w_tile, w_k = _next(w_tile, w_k, programs, end_k, WIDTH)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    # what a unit of x begins with, in eighths of rows: see `_ask_inputs`
+    is_half = num_tokens <= ROWS // 2
+    unit_stride = ROWS // 8
+    if is_half:
+        unit_stride = ROWS // 16
+    x_tile, x_k = first, 0
+    for i in gl.static_range(X_STAGES):
+        if i < num_steps:
+            _ask_inputs(
+                x_desc, x_half_desc, x_units, x_full, i, x_tile % tiles_m * BLOCK_M, x_k, is_half,
+                X_STAGES,
+            )  # fmt: skip
+            x_tile, x_k = _next(x_tile, x_k, programs, end_k, WIDTH)
+
+    step = 0
+    for tile in range(first, num_tiles, programs):
+        acc = gl.full([BLOCK_M, BLOCK_N], 0.0, gl.float32, ACC)
+        for k in range(num_k):
+            w_slot = step % W_STAGES
+            x_slot = step % X_STAGES
+            mbarrier.wait(w_full.index(w_slot), (step // W_STAGES) & 1)
+            mbarrier.wait(x_full.index(x_slot), (step // X_STAGES) & 1)
+            for unit in gl.static_range(UNITS):
+                x = x_rows.index((x_slot * UNITS + unit) * unit_stride)
+                x = x._reinterpret(dtype, [BLOCK_M, 64], SHARED)
+                weight = w_units.index(w_slot * UNITS + unit).permute((1, 0))
+                if unit == 0:
+                    token = warpgroup_mma(x, weight, acc, use_acc=k > 0, is_async=True)
+                else:
+                    token = warpgroup_mma(x, weight, token, is_async=True)
+            # the step before has ended: what it read is asked for anew
+            acc = warpgroup_mma_wait(UNITS, deps=[token])
+            w_step = step + W_STAGES - 1
+            x_step = step + X_STAGES - 1
+            more_weights = (step > 0) & (w_step < num_steps)
+            more_inputs = (step > 0) & (x_step < num_steps)
+            if more_weights | more_inputs:
+                barrier()
+            if more_weights:
+                _ask_weights(
+                    weight_desc, w_boxes, w_full, w_step, w_tile // tiles_m, w_k, out_features,
+                    BOXES, UNITS, W_STAGES,
+                )  # fmt: skip
+                w_tile, w_k = _next(w_tile, w_k, programs, end_k, WIDTH)
+            if more_inputs:
+                _ask_inputs(
+                    x_desc, x_half_desc, x_units, x_full, x_step, x_tile % tiles_m * BLOCK_M, x_k,
+                    is_half, X_STAGES,
+                )  # fmt: skip
+                x_tile, x_k = _next(x_tile, x_k, programs, end_k, WIDTH)
+            step += 1
+        acc = warpgroup_mma_wait(0, deps=[acc])
+        _finish(
+            acc, bias_ptr, out_ptr, tile % tiles_m * BLOCK_M, tile // tiles_m, num_tokens,
+            out_features, softcap, dtype, HAS_BIAS, HAS_SOFTCAP, ACTIVATION, GATED,
+        )  # fmt: skip
+
+
+@functools.cache
+def has_warp_groups() -> bool:
+    """True on Hopper, whose products this kernel issues, or with no GPU to ask."""
+    if interpreted():
+        return False
+    if not torch.cuda.is_available():
+        return True
+    return torch.version.hip is None and torch.cuda.get_device_capability()[0] == 9
+
+
+def can_stream(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a launch may take this kernel: Hopper, 16 bits, what TMA can address."""
+    aligned = all(tensor.data_ptr() % 16 == 0 for tensor in (x, weight))
+    return (
+        weight.dtype in (torch.float16, torch.bfloat16)
+        and min(weight.shape) > 0
+        and weight.shape[1] % 8 == 0
+        and aligned
+        and has_warp_groups()
+    )
+
+
+def launch_streamed(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    num_tokens: torch.Tensor,
+    out: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str | None,
+    logit_softcap: float | None,
+    gated: bool,
+    tiles: StreamTiles,
+) -> None:
+    """Launch over checked arguments: those of `linear`, or with `gated` those of `gated_linear`."""
+    capacity, out_features = out.shape
+    layout = gl.NVMMASharedLayout(128, 16, rank=2)
+    rows = FEW if capacity <= FEW else tiles.block_m
+    columns = tiles.block_n // 2 if gated else tiles.block_n
+    width = tiles.units * UNIT
+    x_desc = TensorDescriptor.from_tensor(x, [rows, width], layout)
+    x_half_desc = TensorDescriptor.from_tensor(x, [rows // 2, width], layout)
+    box = [columns, UNIT if gated else width]
+    weight_desc = TensorDescriptor.from_tensor(weight, box, layout)
+    count = triton.cdiv(capacity, tiles.block_m) * triton.cdiv(out_features, columns)
+    programs = min(count, tiles.per_processor * multiprocessors(x.device))
+    _streamed_linear_kernel[(programs,)](
+        x_desc,
+        x_half_desc,
+        weight_desc,
+        bias,
+        out,
+        num_tokens,
+        out_features,
+        x.shape[1],
+        logit_softcap,
+        HAS_BIAS=bias is not None,
+        HAS_SOFTCAP=logit_softcap is not None,
+        ACTIVATION=activation,
+        GATED=gated,
+        BLOCK_M=tiles.block_m,
+        BLOCK_N=tiles.block_n,
+        UNITS=tiles.units,
+        W_STAGES=tiles.weight_stages,
+        X_STAGES=tiles.input_stages,
+        ONE_ROW_TILE=capacity <= tiles.block_m,
+        num_warps=tiles.block_m // 16 if tiles.block_m <= 128 else 8,
+        **pdl(),
+    )
