@@ -29,7 +29,6 @@ WIDE = Tiles(64, 256, 64, 4, 2)
 
 def launch(inputs, tiles, *, gated=False):
     inputs = {"logit_softcap": None} | inputs
-    inputs.pop("rows", None)
     launch_persistent(**inputs, gated=gated, tiles=tiles)
 
 
@@ -47,6 +46,15 @@ def test_equals_reference(num_tokens, tiles, programs, device):
     launch(inputs, tiles)
     assert_close(inputs["out"][:num_tokens], linear_ref(**inputs))
     assert inputs["out"][num_tokens:].isnan().all()
+
+
+@pytest.mark.parametrize("tiles", [SMALL, WIDE], ids=str)
+def test_logits_may_be_fp32(tiles, programs, device):
+    shape = {"capacity": 150, "num_tokens": 140, "in_features": 128, "out_features": 299}
+    inputs = linear_inputs(device, torch.float16, out_dtype=torch.float32, **shape)
+    launch(inputs, tiles)
+    assert_close(inputs["out"][:140], linear_ref(**inputs))
+    assert inputs["out"][140:].isnan().all()
 
 
 @pytest.mark.parametrize("tiles", [SMALL, WIDE], ids=str)
