@@ -1,11 +1,13 @@
 """Times every tile of the linear kernels at the shapes of real models, beside cuBLAS and the floor.
 
     python experiments/kernels/linear/tune.py --out tiles.json --capacities 16 64 256 512 1024 2048
+    python experiments/kernels/linear/tune.py --only head --capacities 128 256 512 1024
 
 Up to 64 rows (or with --pointers) the tiles are those of the pointer kernel, above of the
 persistent one. Kernels are compiled first, in parallel, into Triton's cache. A tile is timed only
 after its result equals, bit for bit, that of a fixed small tile of the pointer kernel: the tables
 may then follow the capacity freely. --gated times the gate and up projection with its activation.
+The head writes logits in fp32, as in a step; cuBLAS is timed with outputs in bfloat16 and in fp32.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from timing import random_weights as weights_of
 from paged.kernels import linear as module
 from paged.kernels.gated_linear import gated_linear
 from paged.kernels.linear import linear
-from paged.kernels.linear_tiles import FEW_ROWS, Tiles
+from paged.kernels.linear_tiles import FEW_ROWS, Tiles, persistent_tiles, pointer_tiles
 
 SHARED_BYTES = 220e3
 REFERENCE = Tiles(16, 32, 128, 4, 3)
@@ -58,11 +60,30 @@ def use(tiles: Tiles, pointers: bool) -> None:
         module.can_persist = lambda *_: False
 
 
-def compile_tile(job: tuple[int, Tiles, bool, bool]) -> tuple | None:
-    capacity, tiles, pointers, gated = job
+def output(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(rows, columns, device=BF16["device"], dtype=dtype)
+
+
+def output_dtype(name: str) -> torch.dtype:
+    return torch.float32 if "head" in name else torch.bfloat16
+
+
+def label_of(tiles: Tiles) -> str:
+    return "/".join(str(value) for value in tiles)
+
+
+def table_tiles(capacity: int, shape: tuple[int, int], pointers: bool) -> Tiles:
+    """What a launch takes today."""
+    if pointers or capacity <= FEW_ROWS:
+        return pointer_tiles(capacity, *shape, torch.bfloat16, False)
+    return persistent_tiles(capacity, *shape)
+
+
+def compile_tile(job: tuple[int, Tiles, bool, bool, torch.dtype]) -> tuple | None:
+    capacity, tiles, pointers, gated, out_dtype = job
     use(tiles, pointers)
     x, weight = torch.zeros(capacity, 1024, **BF16), torch.zeros(1024, 1024, **BF16)
-    out = torch.zeros(capacity, 512 if gated else 1024, **BF16)
+    out = output(capacity, 512 if gated else 1024, out_dtype)
     project = functools.partial(gated_linear, activation="silu") if gated else linear
     try:
         project(x, weight, count_of(1), out)
@@ -72,11 +93,27 @@ def compile_tile(job: tuple[int, Tiles, bool, bool]) -> tuple | None:
     return None
 
 
-def time_shape(args: argparse.Namespace, capacity: int, shape: tuple[int, int]) -> dict:
-    out_features, in_features = shape
+def cublas_us(x: torch.Tensor, weights: list, out_dtype: torch.dtype) -> float | None:
+    """Microseconds of cuBLAS; None where torch does not offer this output."""
+    buffer = output(len(x), len(weights[0]), out_dtype)
+    other = {} if out_dtype == x.dtype else {"out_dtype": out_dtype}
+
+    def launch_all() -> None:
+        for weight in weights:
+            torch.mm(x, weight.T, out=buffer, **other)
+
+    try:
+        return graph_us(launch_all, len(weights))
+    except (RuntimeError, TypeError) as error:
+        print(f"cuBLAS to {out_dtype}: {str(error).splitlines()[0]}", flush=True)
+        return None
+
+
+def time_shape(args: argparse.Namespace, capacity: int, name: str) -> dict:
+    shape = out_features, in_features = SHAPES[name]
     weights = weights_of(*shape)
     x, count = torch.randn(capacity, in_features, **BF16), count_of(capacity)
-    out = torch.empty(capacity, out_features // (2 if args.gated else 1), **BF16)
+    out = output(capacity, out_features // (2 if args.gated else 1), output_dtype(name))
     project = functools.partial(gated_linear, activation="silu") if args.gated else linear
     can_persist = module.can_persist
     use(REFERENCE, pointers=True)
@@ -89,24 +126,23 @@ def time_shape(args: argparse.Namespace, capacity: int, shape: tuple[int, int]) 
         y = torch.nn.functional.silu(gate) * up
     check_close(out, y)
     times: dict[str, float | None] = {}
-    for tiles in candidates(capacity, args.pointers):
+    today = table_tiles(capacity, shape, args.pointers)
+    for tiles in dict.fromkeys([today, *candidates(capacity, args.pointers)]):
         use(tiles, args.pointers)
-        name = "/".join(str(value) for value in tiles)
+        label = label_of(tiles)
         try:
             project(x, weights[0], count, out)
         except triton.OutOfResources:
             continue
         if not torch.equal(out, expected):
-            times[name] = None
+            times[label] = None
             continue
-        times[name] = graph_us(
+        times[label] = graph_us(
             lambda: [project(x, weight, count, out) for weight in weights], len(weights)
         )
-    buffer = torch.empty(capacity, out_features, **BF16)
-    cublas = graph_us(
-        lambda: [torch.mm(x, weight.T, out=buffer) for weight in weights], len(weights)
-    )
-    return {"tiles": times, "cublas": cublas, "floor": floor_us(capacity, *shape)}
+    cublas = {str(dtype): cublas_us(x, weights, dtype) for dtype in (x.dtype, out.dtype)}
+    floor = floor_us(capacity, *shape, out_bytes=out.element_size())
+    return {"tiles": times, "cublas": cublas, "floor": floor, "today": label_of(today)}
 
 
 def main() -> None:
@@ -115,29 +151,34 @@ def main() -> None:
     parser.add_argument("--capacities", type=int, nargs="+", default=[16, 64, 256, 1024])
     parser.add_argument("--pointers", action="store_true")
     parser.add_argument("--gated", action="store_true")
+    parser.add_argument("--only", default="", help="shapes whose name holds this")
     args = parser.parse_args()
+    names = [name for name in SHAPES if args.only in name]
+    if args.gated:
+        names = [name for name in names if "gate_up" in name]
     jobs = [
-        (capacity, tiles, args.pointers, args.gated)
+        (capacity, tiles, args.pointers, args.gated, dtype)
         for capacity in args.capacities
         for tiles in candidates(capacity, args.pointers)
+        for dtype in {output_dtype(name): None for name in names}
     ]
     compile_all(compile_tile, jobs)
     print(f"{torch.cuda.get_device_name()}, triton {triton.__version__}")
     results: dict[str, dict] = {}
     for capacity in args.capacities:
-        for name, shape in SHAPES.items():
-            if args.gated and "gate_up" not in name:
-                continue
+        for name in names:
             if capacity > 1024 and "head" in name:
                 continue
-            result = time_shape(args, capacity, shape)
+            result = time_shape(args, capacity, name)
             results[f"{capacity} {name}"] = result
             ranked = sorted((t, n) for n, t in result["tiles"].items() if t is not None)
             differ = sum(t is None for t in result["tiles"].values())
             best = ", ".join(f"{n} {t:.1f}" for t, n in ranked[:3])
+            today = f"today {result['today']} {result['tiles'].get(result['today'])}"
+            cublas = ", ".join(f"{us:.1f}" for us in result["cublas"].values() if us is not None)
             print(
                 f"{capacity:>5} {name:<13} floor {result['floor']:6.1f}  "
-                f"cublas {result['cublas']:6.1f}  {best}  other bits: {differ}",
+                f"cublas {cublas}  {best}; {today}; other bits: {differ}",
                 flush=True,
             )
         with open(args.out, "w") as file:
