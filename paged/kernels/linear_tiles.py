@@ -20,6 +20,7 @@ class Tiles(NamedTuple):
     num_stages: int
     per_processor: int = 1  # programs of a persistent grid on a multiprocessor
     prefetch: int = 0  # bytes of its weights that a program asks for before it waits
+    flatten: bool = False  # a persistent program loads its next tile while it stores the last
 
 
 # (largest capacity, largest rows of the weight, largest columns of the weight)

@@ -25,32 +25,43 @@ from paged.kernels.gated_linear import gated_linear
 from paged.kernels.linear import linear
 from paged.kernels.linear_tiles import FEW_ROWS, Tiles, persistent_tiles, pointer_tiles
 
-SHARED_BYTES = 220e3
+SHARED_BYTES = 228 * 1024  # of a multiprocessor; each program takes one KB more than it asks for
 REFERENCE = Tiles(16, 32, 128, 4, 3)
+# of the persistent kernel: block_m, block_n, block_k, warps, stages, programs on a multiprocessor
+PERSISTENT = [
+    (64, 64, 64, 4, 6, 2), (64, 64, 64, 4, 4, 3), (64, 64, 128, 4, 4, 1), (64, 64, 128, 4, 3, 2),
+    (64, 64, 128, 4, 2, 3), (64, 128, 64, 4, 6, 1), (64, 128, 64, 4, 4, 2), (64, 128, 64, 4, 3, 3),
+    (64, 128, 128, 4, 3, 1), (64, 128, 128, 4, 4, 1), (64, 128, 128, 4, 2, 2),
+    (64, 256, 64, 4, 4, 1), (64, 256, 64, 4, 2, 2), (64, 256, 64, 8, 4, 1), (128, 64, 64, 4, 4, 2),
+    (128, 64, 64, 4, 3, 3), (128, 64, 128, 4, 4, 1), (128, 128, 64, 4, 2, 2),
+    (128, 128, 64, 4, 3, 2), (128, 128, 64, 8, 3, 1), (128, 128, 64, 8, 4, 1),
+    (128, 128, 64, 8, 5, 1), (128, 128, 64, 8, 6, 1), (128, 128, 64, 8, 3, 2),
+    (128, 128, 128, 8, 3, 1), (128, 256, 64, 8, 3, 1), (128, 256, 64, 8, 4, 1),
+    (256, 64, 64, 4, 4, 1), (256, 64, 64, 8, 4, 1), (256, 128, 64, 8, 3, 1),
+    (256, 128, 64, 8, 4, 1),
+]  # fmt: skip
 
 
 def candidates(capacity: int, pointers: bool) -> list[Tiles]:
-    """Tiles worth a try for a capacity, within shared memory and registers."""
+    """Tiles worth a try for a capacity, within shared memory."""
     if capacity <= 16:
-        grid = itertools.product([16], [8, 16, 32, 64], [128, 256, 512], [2, 4], [3, 4, 6], [1])
+        grid = itertools.product([16], [8, 16, 32, 64], [128, 256, 512], [2, 4], [3, 4, 6])
     elif capacity <= FEW_ROWS:
-        grid = itertools.product([64], [16, 32, 64, 128], [64, 128, 256], [4], [3, 4, 5], [1])
+        grid = itertools.product([64], [16, 32, 64, 128], [64, 128, 256], [4], [3, 4, 5])
     elif pointers:
-        grid = itertools.product([64, 128], [64, 128, 256], [64, 128], [4, 8], [3, 4], [1])
-    elif capacity <= 1024:
-        grid = itertools.product(
-            [64, 128, 256], [64, 128, 256], [64, 128], [4, 8], [3, 4, 6], [1, 2]
-        )
+        grid = itertools.product([64, 128], [64, 128, 256], [64, 128], [4, 8], [3, 4])
     else:
-        grid = itertools.product([128, 256], [128, 256], [64], [4, 8], [3, 4, 6], [1, 2])
-    return [
-        tiles for tiles in (Tiles(*values) for values in grid)
-        if (tiles.block_m + tiles.block_n) * tiles.block_k * 2 * tiles.num_stages
-        < SHARED_BYTES / tiles.per_processor
-        and tiles.block_m * tiles.block_n
-        <= 128 * 32 * tiles.num_warps // tiles.per_processor * 2
-        and (tiles.block_m * tiles.block_n >= 4096 or capacity <= FEW_ROWS)
-    ]  # fmt: skip
+        least = 1 if capacity <= 1024 else 128 * 128
+        chosen = (Tiles(*values) for values in PERSISTENT if values[0] * values[1] >= least)
+        grid = (tiles._replace(flatten=flatten) for tiles in chosen for flatten in (False, True))
+    return [tiles for tiles in (Tiles(*values) for values in grid) if fits(tiles)]
+
+
+def fits(tiles: Tiles) -> bool:
+    """Whether shared memory holds the pipeline, and with `flatten` the stores in 16 bits."""
+    step = (tiles.block_m + tiles.block_n) * tiles.block_k * 2
+    stores = tiles.block_m * min(tiles.block_n, 128) * 2 if tiles.flatten else 0
+    return (step * tiles.num_stages + stores + 1024) * tiles.per_processor < SHARED_BYTES
 
 
 def use(tiles: Tiles, pointers: bool) -> None:
