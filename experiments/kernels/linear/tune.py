@@ -29,6 +29,7 @@ SHARED_BYTES = 228 * 1024  # of a multiprocessor; each program takes one KB more
 REFERENCE = Tiles(16, 32, 128, 4, 3)
 # of the persistent kernel: block_m, block_n, block_k, warps, stages, programs on a multiprocessor
 PERSISTENT = [
+    (64, 32, 128, 4, 6, 1), (64, 32, 256, 4, 4, 1), (64, 32, 128, 4, 4, 2),
     (64, 64, 64, 4, 6, 2), (64, 64, 64, 4, 4, 3), (64, 64, 128, 4, 4, 1), (64, 64, 128, 4, 3, 2),
     (64, 64, 128, 4, 2, 3), (64, 128, 64, 4, 6, 1), (64, 128, 64, 4, 4, 2), (64, 128, 64, 4, 3, 3),
     (64, 128, 128, 4, 3, 1), (64, 128, 128, 4, 4, 1), (64, 128, 128, 4, 2, 2),
