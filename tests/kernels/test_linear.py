@@ -57,7 +57,7 @@ LOGITS = {"out_dtype": torch.float32, "logit_softcap": 5.0}
         (2048, 96, {}),
         *(pytest.param(1000, n, {}, marks=pytest.mark.gpu) for n in (4096, 16384, 20000)),
         *(pytest.param(4096, n, {}, marks=pytest.mark.gpu) for n in (2048, 4096, 16384, 20000)),
-        *(pytest.param(k, 70001, LOGITS, marks=pytest.mark.gpu) for k in (1024, 4096)),
+        pytest.param(1024, 70016, LOGITS, marks=pytest.mark.gpu),
     ],
     ids=str,
 )
