@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from paged.attention.triton import TritonAttention
+from paged.attention.reference import ReferenceAttention
 from paged.interfaces import AttentionMeta
 from paged.models import load_model
 from paged.state import Sizes, StepPlan
@@ -43,7 +43,7 @@ def logits_of(decoder, token_ids, samples):
         plan.logits_indices[: len(rows)] = torch.tensor(rows)
         decoder.logits.fill_(float("nan"))
         with rowwise_dots():
-            out = decoder.forward(plan, meta, TritonAttention(), capacity)
+            out = decoder.forward(plan, meta, ReferenceAttention(), capacity)
         assert out[len(rows) :].isnan().all()
         logits.append(out[: len(rows)].clone())
     return logits
