@@ -38,7 +38,7 @@ def gated_linear(
     check_tensor("out", out, (None, None))
     width = out.shape[1]
     check_tensor("weight", weight, (2 * width, None))
-    launch_linear(x, weight, num_tokens, out, width, bias, None, activation, None)
+    launch_linear(x, weight, num_tokens, out, width, bias, activation, None)
 
 
 def gated_linear_ref(

@@ -1,4 +1,4 @@
-"""Linear layer with its epilogue: out = act(softcap(x[rows] @ weight.T + bias)).
+"""Linear layer with its epilogue: out = act(softcap(x @ weight.T + bias)).
 
     softcap(y) = cap * tanh(y / cap)        (Gemma 2; only with logit_softcap)
 
@@ -7,7 +7,7 @@ device, so the live tiles come first in the grid, in groups of GROUP_M row tiles
 tiles in L2. Where one row tile holds the capacity, a program knows its weights before it may read
 its inputs, and `linear_prefetch` asks for them. All tensors contiguous. Accumulation is fp32, fp32
 operands are multiplied in fp32. For many rows of 16 bits `paged.kernels.linear_persistent` does the
-same from descriptors, where the hardware has them and the rows are not selected.
+same from descriptors, where the hardware has them.
 
 Batch invariance: every output is one sequential chain over K, without splits. On a tensor core the
 tile does not change its order: 154 tiles gave the same bits on an H200 at every shape tried
@@ -31,21 +31,15 @@ from paged.kernels.linear_tiles import persistent_tiles, pointer_tiles, stream_t
 
 LINEAR_VARIANTS = (
     {"with_bias": True, "activation": "relu"},
-    {"with_rows": True, "logit_softcap": 30.0},
+    {"logit_softcap": 30.0},
     {"activation": "gelu"},
     {"activation": "gelu_tanh"},
     {"activation": "silu", "in_features": 512},
     {"capacity": 512, "in_features": 200, "with_bias": True, "logit_softcap": 30.0},
+    {"capacity": 512, "out_features": 16400, "in_features": 256, "out_dtype": torch.float32},
     *(
-        {"capacity": capacity, "out_features": columns, "in_features": 256, "with_rows": rows}
-        for capacity, columns, rows in (
-            (16, 64, False),
-            (64, 4096, False),
-            (64, 16400, True),
-            (512, 16400, True),
-            (256, 4096, False),
-            (4096, 4096, False),
-        )
+        {"capacity": capacity, "out_features": columns, "in_features": 256}
+        for capacity, columns in ((16, 64), (64, 4096), (64, 16400), (256, 4096), (4096, 4096))
     ),
 )
 
@@ -55,7 +49,6 @@ def _linear_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
-    rows_ptr,
     out_ptr,
     num_tokens_ptr,
     out_features,
@@ -63,7 +56,6 @@ def _linear_kernel(
     softcap,
     row_bytes,
     HAS_BIAS: tl.constexpr,
-    HAS_ROWS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     ACTIVATION: tl.constexpr,
     GATED: tl.constexpr,
@@ -102,11 +94,8 @@ def _linear_kernel(
 
     token = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     is_live = token < num_tokens
-    row = token
-    if HAS_ROWS:
-        row = tl.load(rows_ptr + token, mask=is_live, other=0)
     k = tl.arange(0, BLOCK_K)
-    x_ptrs = x_ptr + row.to(tl.int64)[:, None] * in_features + k[None, :]
+    x_ptrs = x_ptr + token.to(tl.int64)[:, None] * in_features + k[None, :]
     # columns past the end repeat the last one: no mask for the weight, nothing stored
     weight_row = weight_rows(tile_n, out_features, GATED, BLOCK_N).to(tl.int64)
     weight_ptrs = weight_ptr + weight_row[:, None] * in_features + k[None, :]
@@ -149,21 +138,19 @@ def linear(
     num_tokens: torch.Tensor,
     out: torch.Tensor,
     bias: torch.Tensor | None = None,
-    rows: torch.Tensor | None = None,
     activation: str | None = None,
     logit_softcap: float | None = None,
 ) -> None:
     """Write the first `num_tokens` rows of `out`.
 
-    x [S, K] with S >= T, or any S with rows [T] int32, when row i of `out` is made of x[rows[i]];
-    weight [N, K] in the dtype of x; bias [N]; num_tokens [1] int32; out [T, N] in any float dtype.
-    Raises ValueError on a wrong shape, dtype or activation.
+    x [S, K] with S >= T; weight [N, K] in the dtype of x; bias [N]; num_tokens [1] int32;
+    out [T, N] in any float dtype. Raises ValueError on a wrong shape, dtype or activation.
     """
     if activation is not None:
         check_activation(activation)
     check_tensor("weight", weight, (None, None))
     out_features = weight.shape[0]
-    launch_linear(x, weight, num_tokens, out, out_features, bias, rows, activation, logit_softcap)
+    launch_linear(x, weight, num_tokens, out, out_features, bias, activation, logit_softcap)
 
 
 def launch_linear(
@@ -173,7 +160,6 @@ def launch_linear(
     out: torch.Tensor,
     out_features: int,
     bias: torch.Tensor | None,
-    rows: torch.Tensor | None,
     activation: str | None,
     logit_softcap: float | None,
 ) -> None:
@@ -185,18 +171,16 @@ def launch_linear(
     check_tensor("num_tokens", num_tokens, (1,), torch.int32)
     if bias is not None:
         check_tensor("bias", bias, (weight_features,))
-    if rows is not None:
-        check_tensor("rows", rows, (capacity,), torch.int32)
-    elif x.shape[0] < capacity:
-        raise ValueError(f"x must have the {capacity} rows of out or come with rows, got {x.shape}")
+    if x.shape[0] < capacity:
+        raise ValueError(f"x must have at least the {capacity} rows of out, got {x.shape[0]}")
     gated = weight_features != out_features
     streamed = stream_tiles(capacity, weight_features, in_features)
-    if rows is None and streamed is not None and can_stream(x, weight):
+    if streamed is not None and can_stream(x, weight):
         launch_streamed(
             x, weight, num_tokens, out, bias, activation, logit_softcap, gated, streamed
         )
         return
-    if rows is None and can_persist(x, weight, capacity):
+    if can_persist(x, weight, capacity):
         tiles = persistent_tiles(capacity, weight_features, in_features)
         launch_persistent(x, weight, num_tokens, out, bias, activation, logit_softcap, gated, tiles)
         return
@@ -211,7 +195,6 @@ def launch_linear(
         x,
         weight,
         bias,
-        rows,
         out,
         num_tokens,
         out_features,
@@ -219,7 +202,6 @@ def launch_linear(
         logit_softcap,
         row_bytes,
         HAS_BIAS=bias is not None,
-        HAS_ROWS=rows is not None,
         HAS_SOFTCAP=logit_softcap is not None,
         ACTIVATION=activation,
         GATED=gated,
@@ -242,14 +224,11 @@ def linear_ref(
     num_tokens: torch.Tensor,
     out: torch.Tensor,
     bias: torch.Tensor | None = None,
-    rows: torch.Tensor | None = None,
     activation: str | None = None,
     logit_softcap: float | None = None,
 ) -> torch.Tensor:
     """The live rows of the result, [num_tokens, N] in the dtype of `out`."""
-    live = slice(0, int(num_tokens))
-    x = x[live] if rows is None else x[rows[live].long()]
-    y = x.float() @ weight.float().T
+    y = x[: int(num_tokens)].float() @ weight.float().T
     if bias is not None:
         y += bias.float()
     if logit_softcap is not None:
@@ -266,7 +245,6 @@ def linear_inputs(
     in_features: int = 129,
     out_features: int = 200,
     with_bias: bool = False,
-    with_rows: bool = False,
     activation: str | None = None,
     logit_softcap: float | None = None,
     out_dtype: torch.dtype | None = None,
@@ -275,11 +253,7 @@ def linear_inputs(
     num_tokens = capacity if num_tokens is None else num_tokens
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2 * capacity, in_features, generator=generator)
-    rows = torch.randperm(2 * capacity, generator=generator)[:capacity].int()
-    unread = torch.ones(2 * capacity, dtype=torch.bool)
-    unread[rows[:num_tokens].long() if with_rows else slice(0, num_tokens)] = False
-    x[unread] = float("nan")
-    rows[num_tokens:] = torch.iinfo(torch.int32).min
+    x[num_tokens:] = float("nan")
     weight = torch.randn(out_features, in_features, generator=generator) / in_features**0.5
     bias = torch.randn(out_features, generator=generator)
     shape, out_dtype = (capacity, out_features), out_dtype or dtype
@@ -289,7 +263,6 @@ def linear_inputs(
         "num_tokens": torch.tensor([num_tokens], dtype=torch.int32, device=device),
         "out": torch.full(shape, float("nan"), dtype=out_dtype, device=device),
         "bias": bias.to(device, dtype) if with_bias else None,
-        "rows": rows.to(device) if with_rows else None,
         "activation": activation,
         "logit_softcap": logit_softcap,
     }

@@ -77,6 +77,15 @@ def _ask_weights(
 
 
 @gluon.jit
+def _expect(full, ELEMENTS: gl.constexpr, is_half):
+    """Announce a step's inputs, 16 bits an element: its rows, or half of them."""
+    if is_half:
+        mbarrier.expect(full, ELEMENTS)
+    else:
+        mbarrier.expect(full, 2 * ELEMENTS)
+
+
+@gluon.jit
 def _ask_inputs(desc, half_desc, units, full, step, row, k, is_half, STAGES: gl.constexpr):
     """Rows of x for one step, to their place in the ring."""
     slot = step % STAGES
@@ -85,10 +94,8 @@ def _ask_inputs(desc, half_desc, units, full, step, row, k, is_half, STAGES: gl.
     ring = units._reinterpret(desc.dtype, [STAGES, rows, width], desc.layout)
     halves = units._reinterpret(desc.dtype, [2 * STAGES, rows // 2, width], desc.layout)
     if is_half:
-        mbarrier.expect(full.index(slot), rows * width)
         tma.async_copy_global_to_shared(half_desc, [row, k], full.index(slot), halves.index(slot))
     else:
-        mbarrier.expect(full.index(slot), rows * width * 2)
         tma.async_copy_global_to_shared(desc, [row, k], full.index(slot), ring.index(slot))
 
 
@@ -197,13 +204,15 @@ def _streamed_linear_kernel(
                 BOXES, UNITS, W_STAGES,
             )  # fmt: skip
             w_tile, w_k = _next(w_tile, w_k, programs, end_k, WIDTH)
+    is_half = num_tokens <= ROWS // 2
+    unit_stride = ROWS // 8  # of a unit of x, in groups of 8 rows
+    if is_half:
+        unit_stride //= 2
+    for i in gl.static_range(X_STAGES):
+        if i < num_steps:
+            _expect(x_full.index(i), ROWS * WIDTH, is_half)
     if PDL:
         tl.extra.cuda.gdc_wait()
-    # what a unit of x begins with, in eighths of rows: see `_ask_inputs`
-    is_half = num_tokens <= ROWS // 2
-    unit_stride = ROWS // 8
-    if is_half:
-        unit_stride = ROWS // 16
     x_tile, x_k = first, 0
     for i in gl.static_range(X_STAGES):
         if i < num_steps:
@@ -244,6 +253,7 @@ def _streamed_linear_kernel(
                 )  # fmt: skip
                 w_tile, w_k = _next(w_tile, w_k, programs, end_k, WIDTH)
             if more_inputs:
+                _expect(x_full.index(x_step % X_STAGES), ROWS * WIDTH, is_half)
                 _ask_inputs(
                     x_desc, x_half_desc, x_units, x_full, x_step, x_tile % tiles_m * BLOCK_M, x_k,
                     is_half, X_STAGES,

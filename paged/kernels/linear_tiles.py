@@ -4,10 +4,12 @@ Rows are looked up in order: the first whose limits hold. `experiments/kernels/l
 measures the tiles; its README has the times.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import triton
+
+T = TypeVar("T")
 
 
 class Tiles(NamedTuple):
@@ -20,6 +22,7 @@ class Tiles(NamedTuple):
     num_stages: int
     per_processor: int = 1  # programs of a persistent grid on a multiprocessor
     prefetch: int = 0  # bytes of its weights that a program asks for before it waits
+    flatten: bool = False  # a persistent program loads its next tile while it stores the last
 
 
 class StreamTiles(NamedTuple):
@@ -82,6 +85,22 @@ PERSISTENT_TILES: dict[Limits, Tiles] = {
     (2048, 2048, ANY): Tiles(128, 128, 64, 8, 4),
     (ANY, ANY, ANY): Tiles(128, 256, 64, 8, 3),
 }
+# streaming kernel, 16 bits; None: another kernel is faster
+STREAM_TILES: dict[Limits, StreamTiles | None] = {
+    (16, 2048, 2048): StreamTiles(64, 32, 4, 4, 4),
+    (16, 2048, ANY): StreamTiles(64, 32, 4, 8, 4),
+    (16, 4096, 2048): StreamTiles(64, 64, 4, 3, 3),
+    (16, 4096, 4096): StreamTiles(64, 32, 4, 8, 4),
+    (16, 4096, ANY): StreamTiles(64, 16, 4, 6, 4, 2),
+    (16, 16384, 2048): StreamTiles(64, 64, 4, 4, 4),
+    (16, 16384, ANY): StreamTiles(64, 32, 4, 3, 3, 2),
+    (16, ANY, ANY): StreamTiles(64, 64, 2, 4, 4, 2),
+    (64, 2048, 2048): StreamTiles(64, 16, 4, 6, 4),
+    (64, 4096, 3072): StreamTiles(64, 32, 4, 4, 3),
+    (64, 4096, ANY): StreamTiles(64, 32, 4, 5, 4),
+    (64, 16384, ANY): StreamTiles(64, 64, 2, 6, 4),
+    (ANY, ANY, ANY): None,
+}
 # fp32, for checks against references and not for speed
 FULL_TILES: dict[Limits, Tiles] = {
     (16, ANY, ANY): Tiles(16, 32, 32, 4, 4),
@@ -93,7 +112,7 @@ INTERPRETER_N = 2048
 INTERPRETER_K = (512, 256, 128, 64)
 
 
-def find_tiles(table: dict[Limits, Tiles], *sizes: int) -> Tiles:
+def find_tiles(table: dict[Limits, T], *sizes: int) -> T:
     """The first tile whose limits hold `sizes`: capacity, rows and columns of the weight."""
     return next(
         tiles for limits, tiles in table.items()
@@ -127,4 +146,4 @@ def persistent_tiles(capacity: int, out_features: int, in_features: int) -> Tile
 
 def stream_tiles(capacity: int, out_features: int, in_features: int) -> StreamTiles | None:
     """The tile of the streaming kernel, by the same sizes; None where it is not the fastest."""
-    return None
+    return find_tiles(STREAM_TILES, capacity, out_features, in_features)

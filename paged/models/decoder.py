@@ -57,6 +57,7 @@ class Decoder:
         self.lm_head = weights.get("lm_head.weight", self.embed)
         self.final_norm = self._affine("final_norm")
         self.layers = [self._layer(i) for i in range(spec.num_layers)]
+        self.kinds = tuple(dict.fromkeys(layer.attention for layer in self.layers))
         self.device, self.dtype = self.embed.device, self.embed.dtype
         self.cos_sin = None  # [max_model_len, rotary_dim] fp32
         if spec.rope is not None:
@@ -112,9 +113,9 @@ class Decoder:
         self.qkv = rows(spec.q_size + 2 * spec.kv_size)
         self.attended = rows(spec.q_size)
         self.activated = rows(spec.intermediate_size)
-        self.logits = torch.zeros(
-            min(max_num_samples, tokens), spec.vocab_size, dtype=torch.float32, device=self.device
-        )
+        samples = min(max_num_samples, tokens)
+        self.sampled = torch.zeros(samples, spec.hidden_size, dtype=self.dtype, device=self.device)
+        self.logits = torch.zeros(samples, spec.vocab_size, dtype=torch.float32, device=self.device)
         cache = torch.zeros(
             (spec.num_layers, 2, num_pages, spec.num_kv_heads, page_size, spec.head_dim),
             dtype=self.dtype,
@@ -140,6 +141,7 @@ class Decoder:
             )
         spec, num_tokens = self.spec, plan.num_tokens
         residual, hidden = self.residual[:capacity], self.hidden[:capacity]  # [T, H]
+        attention.plan(meta, self.kinds, self.dtype)
         embedding(
             plan.input_ids[:capacity],
             self.embed,
@@ -150,37 +152,40 @@ class Decoder:
             position_offset=spec.position_offset or 0,
             scale=spec.embed_scale,
         )
-        attention.plan(meta)
         for layer, kv_cache in zip(self.layers, self.kv_caches):
-            # hidden holds the last block's output, which the norm adds to the residual first
-            self._norm(layer.attn_norm, num_tokens, capacity, add=layer is not self.layers[0])
+            if layer is self.layers[0]:
+                self._norm(layer.attn_norm, residual, num_tokens, hidden)
+            else:
+                # hidden holds the last block's output, which the norm adds to the residual first
+                self._norm(layer.attn_norm, hidden, num_tokens, hidden, residual)
             self._attend(layer, kv_cache, plan, meta, attention, capacity)
-            self._norm(layer.mlp_norm, num_tokens, capacity, add=True)
+            self._norm(layer.mlp_norm, hidden, num_tokens, hidden, residual)
             self._mlp(layer, num_tokens, capacity)
-        self._norm(self.final_norm, num_tokens, capacity, add=True)
-        rows = min(capacity, self.logits.shape[0])
-        logits = self.logits[:rows]
-        linear(
-            hidden,
-            self.lm_head,
-            plan.num_samples,
-            logits,
-            rows=plan.logits_indices[:rows],
-            logit_softcap=spec.logit_softcap,
-        )
+        samples = min(capacity, self.logits.shape[0])
+        sampled, logits = self.sampled[:samples], self.logits[:samples]
+        rows = plan.logits_indices[:samples]
+        self._norm(self.final_norm, hidden, plan.num_samples, sampled, residual, rows)
+        linear(sampled, self.lm_head, plan.num_samples, logits, logit_softcap=spec.logit_softcap)
         return logits
 
-    def _norm(self, affine: Affine, num_tokens: torch.Tensor, capacity: int, *, add: bool) -> None:
-        """hidden = norm(residual), after residual += hidden if `add`."""
-        residual, hidden = self.residual[:capacity], self.hidden[:capacity]
+    def _norm(
+        self,
+        affine: Affine,
+        x: torch.Tensor,
+        num_rows: torch.Tensor,
+        out: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
+    ) -> None:
         norm(
-            hidden if add else residual,
+            x,
             affine.weight,
-            num_tokens,
-            hidden,
+            num_rows,
+            out,
             self.spec.norm_eps,
             bias=affine.bias,
-            residual=residual if add else None,
+            residual=residual,
+            rows=rows,
             kind=self.spec.norm,
             weight_offset=self.spec.norm_weight_offset,
         )

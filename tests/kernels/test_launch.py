@@ -20,20 +20,23 @@ def test_kernels_read_the_plan_of_this_replay_before_they_wait(capacity):
     counts = torch.zeros(1, dtype=torch.int32, device="cuda")
     slots = torch.zeros(capacity, dtype=torch.int64, device="cuda")
     num_tokens, slot_mapping = torch.zeros_like(counts), torch.zeros_like(slots)
-    x, y, qkv = (torch.zeros(capacity, width, **options) for _ in range(3))
+    order, rows = torch.zeros_like(ids), torch.zeros_like(ids)
+    x, y, qkv, sampled = (torch.zeros(capacity, width, **options) for _ in range(4))
     k_cache, v_cache = (torch.zeros(capacity, 2, 16, head_dim, **options) for _ in range(2))
 
     def step():
-        for tensor in (x, y, qkv, k_cache, v_cache):
+        for tensor in (x, y, qkv, sampled, k_cache, v_cache):
             tensor.fill_(float("nan"))
         torch.cuda._sleep(20_000)
         num_tokens.copy_(counts)
         slot_mapping.copy_(slots)
+        rows.copy_(order)
         embedding(ids, table, num_tokens, x)
         norm(x, scale, num_tokens, y, 1e-6)
         linear(y, weight, num_tokens, qkv)
         plan = (slot_mapping, k_cache, v_cache, num_tokens)
         rope_kv(qkv, ids, None, *plan, heads - 4, 2, head_dim)
+        norm(x, scale, num_tokens, sampled, 1e-6, rows=rows)
 
     step()
     graph = torch.cuda.CUDAGraph()
@@ -43,7 +46,10 @@ def test_kernels_read_the_plan_of_this_replay_before_they_wait(capacity):
         live = 1 + (replay * 13) % capacity
         counts.fill_(live)
         slots.copy_(torch.randperm(16 * capacity)[:capacity])
+        order[:live] = torch.randperm(live)
         graph.replay()
+        assert torch.equal(sampled[:live], y[order[:live].long()])
+        assert bool(sampled[live:].isnan().all())
         assert bool(qkv[:live].isfinite().all())
         assert bool(qkv[live:].isnan().all())
         page, offset = slots // 16, slots % 16

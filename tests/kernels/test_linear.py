@@ -9,7 +9,6 @@ from paged.testing.tolerances import assert_close
 SHAPES = [(1, 1, 1), (15, 16, 129), (17, 129, 15), (129, 63, 200), (16, 576, 1100), (300, 64, 48)]
 CASES = [
     {"with_bias": True},
-    {"with_bias": True, "with_rows": True},
     {"activation": "relu", "with_bias": True},
     {"activation": "gelu"},
     {"activation": "gelu_tanh"},
@@ -34,33 +33,38 @@ def test_epilogues_equal_reference(case, device, dtype):
 
 
 def test_logits_may_be_fp32(device, dtype):
-    inputs = linear_inputs(device, dtype, capacity=5, with_rows=True, out_dtype=torch.float32)
+    inputs = linear_inputs(device, dtype, capacity=5, out_dtype=torch.float32)
     linear(**inputs)
     assert_close(inputs["out"], linear_ref(**inputs))
 
 
-@pytest.mark.parametrize("with_rows", [False, True])
 @pytest.mark.parametrize("num_tokens", [0, 1, 16, 129])
-def test_rows_past_num_tokens_stay_untouched(num_tokens, with_rows, device, dtype):
-    shape = {"num_tokens": num_tokens, "capacity": 300, "with_rows": with_rows}
-    inputs = linear_inputs(device, dtype, **shape)
+def test_rows_past_num_tokens_stay_untouched(num_tokens, device, dtype):
+    inputs = linear_inputs(device, dtype, num_tokens=num_tokens, capacity=300)
     linear(**inputs)
     assert inputs["out"][:num_tokens].isfinite().all()
     assert inputs["out"][num_tokens:].isnan().all()
 
 
+LOGITS = {"out_dtype": torch.float32, "logit_softcap": 5.0}
+
+
 @pytest.mark.parametrize(
-    ("in_features", "out_features"),
+    ("in_features", "out_features", "epilogue"),
     [
-        (129, 96),
-        (576, 96),
-        (2048, 96),
-        *(pytest.param(1000, n, marks=pytest.mark.gpu) for n in (4096, 16384, 20000)),
-        *(pytest.param(4096, n, marks=pytest.mark.gpu) for n in (2048, 4096, 16384, 20000)),
+        (129, 96, {}),
+        (576, 96, LOGITS),
+        (2048, 96, {}),
+        *(pytest.param(1000, n, {}, marks=pytest.mark.gpu) for n in (4096, 16384, 20000)),
+        *(pytest.param(4096, n, {}, marks=pytest.mark.gpu) for n in (2048, 4096, 16384, 20000)),
+        pytest.param(1024, 70016, LOGITS, marks=pytest.mark.gpu),
     ],
+    ids=str,
 )
-def test_bits_of_a_row_do_not_depend_on_the_batch(in_features, out_features, device, dtype):
-    shape = {"in_features": in_features, "out_features": out_features, "with_bias": True}
+def test_bits_of_a_row_do_not_depend_on_the_batch(
+    in_features, out_features, epilogue, device, dtype
+):
+    shape = {"in_features": in_features, "out_features": out_features, "with_bias": True} | epilogue
     results = []
     capacities = [(1, 0), (16, 15), (64, 33), (128, 100), (256, 200), (512, 511)]
     if device != "cpu":
@@ -75,16 +79,6 @@ def test_bits_of_a_row_do_not_depend_on_the_batch(in_features, out_features, dev
             linear(**inputs)
         results.append(inputs["out"][row].clone())
     assert all(torch.equal(results[0], other) for other in results[1:])
-
-
-def test_selected_rows_have_the_same_bits(device, dtype):
-    inputs = linear_inputs(device, dtype, capacity=300, in_features=512)
-    rows = torch.arange(300, dtype=torch.int32, device=device).flip(0).contiguous()
-    selected = torch.full_like(inputs["out"], float("nan"))
-    with rowwise_dots():
-        linear(**inputs)
-        linear(**inputs | {"rows": rows, "out": selected})
-    assert torch.equal(selected, inputs["out"].flip(0))
 
 
 @pytest.mark.gpu
@@ -130,7 +124,7 @@ def test_empty_capacity_is_allowed(device, dtype):
 
 def test_too_few_rows_are_refused(device, dtype):
     inputs = linear_inputs(device, dtype)
-    with pytest.raises(ValueError, match="x must have the 15 rows of out"):
+    with pytest.raises(ValueError, match="x must have at least the 15 rows of out, got 3"):
         linear(**inputs | {"x": inputs["x"][:3]})
 
 

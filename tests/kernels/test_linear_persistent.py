@@ -29,7 +29,6 @@ WIDE = Tiles(64, 256, 64, 4, 2)
 
 def launch(inputs, tiles, *, gated=False):
     inputs = {"logit_softcap": None} | inputs
-    inputs.pop("rows", None)
     launch_persistent(**inputs, gated=gated, tiles=tiles)
 
 
@@ -39,7 +38,11 @@ def programs(request, monkeypatch):
     monkeypatch.setattr(linear_persistent, "multiprocessors", lambda device: request.param)
 
 
-@pytest.mark.parametrize("tiles", [SMALL, WIDE, SMALL._replace(per_processor=2)], ids=str)
+@pytest.mark.parametrize(
+    "tiles",
+    [SMALL, WIDE, SMALL._replace(per_processor=2), SMALL._replace(flatten=True)],
+    ids=["small", "wide", "two a processor", "flat"],
+)
 @pytest.mark.parametrize("num_tokens", [0, 100, 200])
 def test_equals_reference(num_tokens, tiles, programs, device):
     shape = {"capacity": 200, "num_tokens": num_tokens, "in_features": 200, "out_features": 88}
@@ -49,7 +52,16 @@ def test_equals_reference(num_tokens, tiles, programs, device):
     assert inputs["out"][num_tokens:].isnan().all()
 
 
-@pytest.mark.parametrize("tiles", [SMALL, WIDE], ids=str)
+@pytest.mark.parametrize("tiles", [SMALL, WIDE], ids=["small", "wide"])
+def test_logits_may_be_fp32(tiles, programs, device):
+    shape = {"capacity": 150, "num_tokens": 140, "in_features": 128, "out_features": 299}
+    inputs = linear_inputs(device, torch.float16, out_dtype=torch.float32, **shape)
+    launch(inputs, tiles)
+    assert_close(inputs["out"][:140], linear_ref(**inputs))
+    assert inputs["out"][140:].isnan().all()
+
+
+@pytest.mark.parametrize("tiles", [SMALL, WIDE], ids=["small", "wide"])
 @pytest.mark.parametrize("width", [40, 161])
 def test_gated_equals_reference(width, tiles, programs, device):
     shape = {"capacity": 150, "num_tokens": 140, "in_features": 128, "width": width}
@@ -103,6 +115,25 @@ def test_tiles_follow_the_capacity():
     assert pointer_tiles(64, 1024, 3072, torch.bfloat16, False).block_m == 64
     assert persistent_tiles(8192, 28672, 4096) == PERSISTENT_TILES[ANY, ANY, ANY]
     assert persistent_tiles(512, 6144, 1024).per_processor == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("capacity", [65, 400])
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_loading_the_next_tile_early_changes_no_bit(capacity, out_dtype, device):
+    """Also where a program has no tile at all, or less than a whole one."""
+    for num_tokens in (0, 1, capacity - 1):
+        shape = {"capacity": capacity, "num_tokens": num_tokens, "in_features": 1096}
+        results = []
+        for tiles in (SMALL, WIDE, Tiles(128, 128, 64, 8, 3)):
+            for flatten in (False, True):
+                inputs = linear_inputs(
+                    device, torch.bfloat16, out_features=20011, out_dtype=out_dtype, **shape
+                )
+                launch(inputs, tiles._replace(flatten=flatten))
+                assert inputs["out"][num_tokens:].isnan().all()
+                results.append(inputs["out"][:num_tokens])
+        assert all(torch.equal(results[0], other) for other in results[1:])
 
 
 @pytest.mark.gpu

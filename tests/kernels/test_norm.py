@@ -10,6 +10,8 @@ CASES = [
     {"weight_offset": 1.0, "with_residual": True},
     {"kind": "layer"},
     {"kind": "layer", "with_bias": True, "with_residual": True},
+    {"with_rows": True, "with_residual": True},
+    {"kind": "layer", "with_bias": True, "with_rows": True},
 ]
 
 
@@ -21,7 +23,7 @@ def test_equals_reference(num_tokens, hidden_size, case, device, dtype):
     out, residual = norm_ref(**inputs)
     norm(**inputs)
     assert_close(inputs["out"][:num_tokens], out)
-    if residual is not None:
+    if residual is not None and inputs["rows"] is None:
         assert torch.equal(inputs["residual"][:num_tokens], residual)
 
 
@@ -37,6 +39,30 @@ def test_rows_past_num_tokens_stay_untouched(num_tokens, device, dtype):
     assert (inputs["residual"][num_tokens:] == 7.0).all()
 
 
+@pytest.mark.parametrize("num_tokens", [0, 1, 16, 70])
+def test_selected_rows_are_packed_and_only_read(num_tokens, device, dtype):
+    shape = {"num_tokens": num_tokens, "capacity": 70, "with_residual": True}
+    inputs = norm_inputs(device, dtype, with_rows=True, **shape)
+    before = {name: inputs[name].clone() for name in ("x", "residual")}
+    norm(**inputs)
+    assert inputs["out"][:num_tokens].isfinite().all()
+    assert inputs["out"][num_tokens:].isnan().all()
+    for name, tensor in before.items():
+        torch.testing.assert_close(inputs[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_a_selected_row_has_the_bits_of_its_place(kind, device, dtype):
+    shape = {"capacity": 300, "num_tokens": 300, "hidden_size": 129}
+    inputs = norm_inputs(device, dtype, kind=kind, with_residual=True, **shape)
+    rows = torch.tensor([299, 0, 64, 63, 64], dtype=torch.int32, device=device)
+    selected = torch.full_like(inputs["out"][:5], float("nan"))
+    num_rows = torch.full_like(inputs["num_tokens"], 5)
+    norm(**inputs | {"rows": rows, "num_tokens": num_rows, "out": selected})
+    norm(**inputs)
+    assert torch.equal(selected, inputs["out"][rows.long()])
+
+
 def test_out_may_be_the_input(device, dtype):
     inputs = norm_inputs(device, dtype)
     expected, _ = norm_ref(**inputs)
@@ -44,7 +70,7 @@ def test_out_may_be_the_input(device, dtype):
     assert_close(inputs["x"][:17], expected)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if "with_rows" not in case])
 def test_bits_of_a_row_do_not_depend_on_the_batch(case, device, dtype):
     row, results = 13, []
     for capacity in (14, 16, 64, 500):
@@ -61,6 +87,12 @@ def test_bits_of_a_row_do_not_depend_on_the_batch(case, device, dtype):
 
 def test_empty_capacity_is_allowed(device, dtype):
     norm(**norm_inputs(device, dtype, num_tokens=0, capacity=0))
+
+
+def test_out_has_a_row_for_each_selected_one(device, dtype):
+    inputs = norm_inputs(device, dtype, with_rows=True)
+    with pytest.raises(ValueError, match=r"out must have shape \[20, 129\], got \[40, 129\]"):
+        norm(**inputs | {"out": torch.empty_like(inputs["x"])})
 
 
 def test_unknown_kind_names_the_known_ones(device, dtype):

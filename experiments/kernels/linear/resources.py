@@ -3,6 +3,7 @@
     TRITON_INTERPRET=0 python experiments/kernels/linear/resources.py
 
 A tile over the 227 KB of a multiprocessor cannot be launched; one that spills (stack) is slow.
+Each tile is compiled for an output in the dtype of x, for logits in fp32, and gated.
 """
 
 import re
@@ -12,6 +13,7 @@ import tempfile
 import torch
 import triton
 
+from paged.kernels import linear as module
 from paged.kernels.gated_linear import gated_linear, gated_linear_inputs
 from paged.kernels.linear import linear, linear_inputs
 from paged.kernels.linear_tiles import ANY, FULL_TILES, PERSISTENT_TILES, POINTER_TILES
@@ -51,32 +53,33 @@ def size_in(limit: int, smaller: list[int]) -> int:
     return limit if limit < ANY else 2 * max(smaller, default=64)
 
 
-def launches(table, dtype, **options):
+def launches(table, dtype):
     for limits in table:
         known = [[other[axis] for other in table if other[axis] < ANY] for axis in range(3)]
         capacity, rows, columns = (size_in(x, seen) for x, seen in zip(limits, known))
         columns = min(columns, 4096)
-        print(f"{options} capacity {capacity} weight [{rows}, {columns}]", flush=True)
-        inputs = linear_inputs(dtype=dtype, capacity=1, in_features=16, out_features=16, **options)
-        data = {"dtype": dtype, "device": "cpu"}
-        weight = torch.empty(rows, columns, **data)
-        x = torch.empty(capacity, columns, **data)
-        out = torch.empty(capacity, rows, **data)
-        selected = torch.zeros(capacity, dtype=torch.int32) if options.get("with_rows") else None
-        linear(**inputs | {"x": x, "weight": weight, "out": out, "rows": selected})
-        if not options.get("with_rows"):
-            gated = gated_linear_inputs(dtype=dtype, capacity=1, in_features=16, width=16)
-            out = torch.empty(capacity, rows // 2, **data)
-            print("  gated:")
-            gated_linear(**gated | {"x": x, "weight": weight, "out": out})
+        print(f"capacity {capacity} weight [{rows}, {columns}]", flush=True)
+        inputs = linear_inputs(dtype=dtype, capacity=1, in_features=16, out_features=16)
+        weight = torch.empty(rows, columns, dtype=dtype)
+        x = torch.empty(capacity, columns, dtype=dtype)
+        for out_dtype in {dtype: None, torch.float32: None}:
+            print(f"  {out_dtype}:")
+            out = torch.empty(capacity, rows, dtype=out_dtype)
+            linear(**inputs | {"x": x, "weight": weight, "out": out})
+        gated = gated_linear_inputs(dtype=dtype, capacity=1, in_features=16, width=16)
+        out = torch.empty(capacity, rows // 2, dtype=dtype)
+        print("  gated:")
+        gated_linear(**gated | {"x": x, "weight": weight, "out": out})
 
 
 def main() -> None:
     triton.compile = measure
     with compiled_launches(SM90):
-        launches({k: v for k, v in POINTER_TILES.items() if k[0] <= 64}, torch.bfloat16)
-        launches(POINTER_TILES, torch.bfloat16, with_rows=True)
+        print("persistent kernel")
         launches(PERSISTENT_TILES, torch.bfloat16)
+        print("kernel of pointers")
+        module.can_persist = lambda *_: False
+        launches(POINTER_TILES, torch.bfloat16)
         launches(FULL_TILES, torch.float32)
 
 

@@ -15,6 +15,7 @@ SHAPES = {  # (out_features, in_features)
 }  # fmt: skip
 LAYERS = {"8b": 32, "0.6b": 28}
 BANDWIDTH = 4.55e12  # bytes a second, read, measured on an H200
+ARITHMETIC = 790e12  # operations a second
 ROTATE_BYTES = 160e6  # more than the 50 MB of L2
 PROCESSES = 14
 BF16 = {"device": "cuda", "dtype": torch.bfloat16}
@@ -36,10 +37,10 @@ def count_of(rows: int) -> torch.Tensor:
     return torch.full((1,), rows, dtype=torch.int32, device="cuda")
 
 
-def floor_us(rows: int, out_features: int, in_features: int) -> float:
-    """Microseconds to move weight, input and output once."""
-    size = out_features * in_features + rows * (in_features + out_features)
-    return size * 2 / BANDWIDTH * 1e6
+def floor_us(rows: int, out_features: int, in_features: int, out_bytes: int = 2) -> float:
+    """Microseconds to move weight, input and output once, or to compute, whichever is longer."""
+    moved = 2 * in_features * (out_features + rows) + out_bytes * rows * out_features
+    return max(moved / BANDWIDTH, 2 * rows * out_features * in_features / ARITHMETIC) * 1e6
 
 
 def graph_us(launch_all: Callable[[], None], launches: int = 1, repeats: int = 7) -> float:
