@@ -10,7 +10,7 @@ pages of a sequence, B sampled rows of a step.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -191,15 +191,8 @@ class AttentionMeta:
 class Attention(Part, ABC):
     """Attention over paged keys and values."""
 
-    def plan(
-        self, meta: AttentionMeta, specs: Sequence[AttentionSpec] = (), dtype: torch.dtype | None = None
-    ) -> None:
-        """Called once a step, before the model's first kernel.
-
-        What is launched here belongs to the plan of the step, which kernels may read before the
-        launch ahead of them has ended (`paged.kernels.launch.pdl`). `specs` are the kinds of layers
-        to come and `dtype` that of their values, where they are known.
-        """
+    def plan(self, meta: AttentionMeta) -> None:
+        """Called once a step, before the first layer."""
 
     @abstractmethod
     def forward(
@@ -278,5 +271,5 @@ class Model(Protocol):
     ) -> torch.Tensor:
         """Logits [min(B, capacity), vocab] float32 of the rows `plan.logits_indices`.
 
-        Writes this step's keys and values, and calls `attention.plan` before its first kernel.
+        Writes this step's keys and values, and calls `attention.plan` before its first layer.
         """

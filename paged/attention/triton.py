@@ -1,6 +1,5 @@
 """Paged attention in Triton: one kernel for decode, chunks and prefill; batch-invariant bits."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -93,22 +92,10 @@ class TritonAttention(Attention):
         self._partials: dict[tuple, Partials] = {}
         self._slopes: dict[tuple, torch.Tensor] = {}
         self._planned: set[tuple] = set()  # what this step has cut already
-        self._early: set[tuple] = set()  # of it, before the model's first kernel
 
-    def plan(
-        self,
-        meta: AttentionMeta,
-        specs: Sequence[AttentionSpec] = (),
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        # how tokens are cut depends on the layer's heads: what is not known here, the first layer
-        # of its kind cuts, and no kernel reads it early
+    def plan(self, meta: AttentionMeta) -> None:
+        # how tokens are cut depends on the layer's heads: the first layer of a kind cuts them
         self._planned.clear()
-        self._early.clear()
-        for spec in specs:
-            for cut in self._cuts(meta, spec, dtype or torch.bfloat16):
-                self._cut(meta, cut, spec.sliding_window)
-        self._early.update(self._planned)
 
     def forward(
         self,
@@ -122,7 +109,7 @@ class TritonAttention(Attention):
     ) -> torch.Tensor:
         has_extras = spec.sliding_window or spec.logit_softcap or spec.alibi
         for cut in self._cuts(meta, spec, q.dtype):
-            items, is_early = self._cut(meta, cut, spec.sliding_window)
+            items = self._cut(meta, cut, spec.sliding_window)
             cut_at = (cut.tokens_per_tile, cut.split_size)
             arguments = (q, *kv_cache, meta.block_table, items, out, spec.softmax_scale, *cut_at)
             may_group = self.warp_groups and not has_extras and not cut.num_rows
@@ -135,7 +122,6 @@ class TritonAttention(Attention):
                 logit_softcap=spec.logit_softcap,
                 alibi_slopes=self._alibi(spec, q.device) if spec.alibi else None,
                 partials=self._workspace(spec, q.device) if cut.num_rows else None,
-                is_early=is_early,
             )
         return out
 
@@ -161,10 +147,7 @@ class TritonAttention(Attention):
             cuts.append(Cut(tall, most + 1, MANY, tiles, 0, 0, split_size))
         return cuts
 
-    def _cut(
-        self, meta: AttentionMeta, cut: Cut, sliding_window: int | None
-    ) -> tuple[torch.Tensor, bool]:
-        """The items of a launch, and whether they are part of the step's plan."""
+    def _cut(self, meta: AttentionMeta, cut: Cut, sliding_window: int | None) -> torch.Tensor:
         window = sliding_window if cut.num_rows else None  # without a range of splits it is no part
         key = (cut, window, meta.seq_lens.shape[0], meta.seq_lens.device)
         if key not in self._items:
@@ -186,7 +169,7 @@ class TritonAttention(Attention):
                 cut.most,
             )
             self._planned.add(key)
-        return items, key in self._early
+        return items
 
     def _workspace(self, spec: AttentionSpec, device: torch.device) -> Partials:
         key = (spec.num_heads, spec.num_kv_heads, spec.head_dim, device)

@@ -35,7 +35,6 @@ from paged.kernels.attention_arguments import (
 )
 from paged.kernels.attention_items import ITEM_FIELDS
 from paged.kernels.attention_keys import attend_keys
-from paged.kernels.attention_prefetch import early_keys, prefetch_keys
 from paged.kernels.attention_merge import fold_splits, merge_split
 from paged.kernels.launch import interpreted, pdl
 
@@ -76,16 +75,13 @@ def _paged_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    EARLY_KEYS: tl.constexpr,
-    THREADS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     TALL: tl.constexpr = PAIRS == 1 and BLOCK_M >= 64
     PAGE_STRIDE: tl.constexpr = NUM_KV_HEADS * PAGE_SIZE * HEAD_DIM
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        if EARLY_KEYS == 0:
-            tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_wait()
     if PAIRS > 1:
         pair = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)[:, None]
         kv_head = pair % NUM_KV_HEADS
@@ -99,10 +95,10 @@ def _paged_attention_kernel(
             item = max_items - 1 - item  # the later of a prompt's tiles have more keys: they first
         zeros_l = tl.full([BLOCK_M, 16], 0.0, tl.float32)
     record = items_ptr + item * FIELDS
-    num_tokens = tl.load(record + 3, cache_modifier=".cg")
-    seq = tl.load(record, cache_modifier=".cg")
-    first_row = tl.load(record + 1, cache_modifier=".cg").to(tl.int64)
-    position = tl.load(record + 2, cache_modifier=".cg")
+    num_tokens = tl.load(record + 3)
+    seq = tl.load(record)
+    first_row = tl.load(record + 1).to(tl.int64)
+    position = tl.load(record + 2)
     # [0, kv_start) no row sees and may be freed | [kv_start, kv_end) | not written yet
     kv_end = position + num_tokens
     kv_start = tl.maximum(position - WINDOW + 1, 0) if WINDOW > 0 else position * 0
@@ -110,16 +106,6 @@ def _paged_attention_kernel(
         start, end = tl.min(kv_start), tl.max(kv_end)
     else:
         start, end = kv_start, kv_end
-    if PDL and EARLY_KEYS > 0:
-        # the keys of earlier steps are in the cache since then
-        first_key = start
-        if PARALLEL:
-            first_key = tl.maximum(start, tl.load(record + 4, cache_modifier=".cg") * SPLIT_SIZE)
-        prefetch_keys(
-            k_cache_ptr, v_cache_ptr, block_table_ptr + seq.to(tl.int64) * block_table_stride,
-            kv_head, first_key, end, EARLY_KEYS, PAGE_SIZE, PAGE_STRIDE, HEAD_DIM, THREADS,
-        )  # fmt: skip
-        tl.extra.cuda.gdc_wait()
     if end == 0:
         return
     row = tl.arange(0, BLOCK_M)
@@ -230,7 +216,6 @@ def paged_attention(
     partials: Partials | None = None,
     pairs: int | None = None,
     config: AttentionConfig | None = None,
-    is_early: bool = False,
 ) -> torch.Tensor:
     """Attend from the query tokens of `items` to their sequences' pages.
 
@@ -250,8 +235,6 @@ def paged_attention(
         pairs: (item, KV head) pairs of a program, a power of two; default 1, and many in the
             interpreter, which takes as long for an operation on many as on one.
         config: for measurements; default by `choose_config`.
-        is_early: `items` belong to the step's plan (see `launch.pdl`), so a program may look at
-            them, and ask for keys, before the launch ahead of it has ended.
 
     Returns:
         `out`.
@@ -309,8 +292,6 @@ def paged_attention(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_D=block_d,
-        EARLY_KEYS=early_keys(num_tokens) if is_early else 0,
-        THREADS=32 * num_warps,
         num_warps=num_warps,
         num_stages=num_stages,
         **pdl(),

@@ -57,7 +57,6 @@ class Decoder:
         self.lm_head = weights.get("lm_head.weight", self.embed)
         self.final_norm = self._affine("final_norm")
         self.layers = [self._layer(i) for i in range(spec.num_layers)]
-        self.kinds = tuple(dict.fromkeys(layer.attention for layer in self.layers))
         self.device, self.dtype = self.embed.device, self.embed.dtype
         self.cos_sin = None  # [max_model_len, rotary_dim] fp32
         if spec.rope is not None:
@@ -141,7 +140,6 @@ class Decoder:
             )
         spec, num_tokens = self.spec, plan.num_tokens
         residual, hidden = self.residual[:capacity], self.hidden[:capacity]  # [T, H]
-        attention.plan(meta, self.kinds, self.dtype)
         embedding(
             plan.input_ids[:capacity],
             self.embed,
@@ -152,6 +150,7 @@ class Decoder:
             position_offset=spec.position_offset or 0,
             scale=spec.embed_scale,
         )
+        attention.plan(meta)
         for layer, kv_cache in zip(self.layers, self.kv_caches):
             if layer is self.layers[0]:
                 self._norm(layer.attn_norm, residual, num_tokens, hidden)

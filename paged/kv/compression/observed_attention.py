@@ -1,7 +1,5 @@
 """Attention that takes note of what each page is paid, for scores that look at attention."""
 
-from collections.abc import Sequence
-
 import torch
 
 from paged.interfaces import Attention, AttentionMeta, AttentionSpec
@@ -36,13 +34,8 @@ class ObservedAttention(Attention):
         self._lse: torch.Tensor | None = None
         self._first_layer = True
 
-    def plan(
-        self,
-        meta: AttentionMeta,
-        specs: Sequence[AttentionSpec] = (),
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        self.attention.plan(meta, specs, dtype)
+    def plan(self, meta: AttentionMeta) -> None:
+        self.attention.plan(meta)
         self._first_layer = True
 
     def forward(
