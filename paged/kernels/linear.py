@@ -4,10 +4,9 @@
 
 Grid: one program an output tile, sized by the capacity of `out`; the live row count is read on the
 device, so the live tiles come first in the grid, in groups of GROUP_M row tiles that share weight
-tiles in L2. Where one row tile holds the capacity, a program knows its weights before it may read
-its inputs, and `linear_prefetch` asks for them. All tensors contiguous. Accumulation is fp32, fp32
-operands are multiplied in fp32. For many rows of 16 bits `paged.kernels.linear_persistent` does the
-same from descriptors, where the hardware has them.
+tiles in L2. All tensors contiguous. Accumulation is fp32, fp32 operands are multiplied in fp32. For
+16 bits and where the hardware has descriptors, others do the same: `paged.kernels.linear_stream`
+for few rows, `paged.kernels.linear_persistent` for many.
 
 Batch invariance: every output is one sequential chain over K, without splits. On a tensor core the
 tile does not change its order: 154 tiles gave the same bits on an H200 at every shape tried
@@ -25,7 +24,6 @@ from paged.kernels.activation import activate_ref, check_activation
 from paged.kernels.launch import check_tensor, interpreted, pdl
 from paged.kernels.linear_epilogue import finish_tile, weight_rows
 from paged.kernels.linear_persistent import can_persist, launch_persistent
-from paged.kernels.linear_prefetch import prefetch_bytes, prefetch_weights
 from paged.kernels.linear_stream import can_stream, launch_streamed
 from paged.kernels.linear_tiles import persistent_tiles, pointer_tiles, stream_tiles
 
@@ -44,7 +42,7 @@ LINEAR_VARIANTS = (
 )
 
 
-@triton.jit(do_not_specialize=["row_bytes"])
+@triton.jit
 def _linear_kernel(
     x_ptr,
     weight_ptr,
@@ -54,7 +52,6 @@ def _linear_kernel(
     out_features,
     in_features,
     softcap,
-    row_bytes,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -65,7 +62,6 @@ def _linear_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     ONE_ROW_TILE: tl.constexpr,
-    PREFETCH_THREADS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     program = tl.program_id(0)
@@ -73,9 +69,6 @@ def _linear_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     num_tokens = tl.load(num_tokens_ptr, cache_modifier=".cg")
     if PDL:
-        if PREFETCH_THREADS > 0:
-            own_rows = weight_rows(program, out_features, GATED, BLOCK_N).to(tl.int64)
-            prefetch_weights(weight_ptr, own_rows, in_features, row_bytes, PREFETCH_THREADS)
         tl.extra.cuda.gdc_wait()
     COLUMNS: tl.constexpr = BLOCK_N // 2 if GATED else BLOCK_N
     # plain arithmetic, not tl.cdiv: a nested call costs the interpreter a millisecond
@@ -175,7 +168,7 @@ def launch_linear(
         raise ValueError(f"x must have at least the {capacity} rows of out, got {x.shape[0]}")
     gated = weight_features != out_features
     streamed = stream_tiles(capacity, weight_features, in_features)
-    if streamed is not None and can_stream(x, weight):
+    if streamed is not None and can_stream(x, weight, capacity):
         launch_streamed(
             x, weight, num_tokens, out, bias, activation, logit_softcap, gated, streamed
         )
@@ -189,8 +182,6 @@ def launch_linear(
     programs = row_tiles * triton.cdiv(weight_features, tiles.block_n)
     if programs == 0:
         return
-    row_bytes = prefetch_bytes(weight, tiles, row_tiles)
-    threads = max(1, 32 * tiles.num_warps // tiles.block_n)  # of each row of the weight
     _linear_kernel[(programs,)](
         x,
         weight,
@@ -200,7 +191,6 @@ def launch_linear(
         out_features,
         in_features,
         logit_softcap,
-        row_bytes,
         HAS_BIAS=bias is not None,
         HAS_SOFTCAP=logit_softcap is not None,
         ACTIVATION=activation,
@@ -211,7 +201,6 @@ def launch_linear(
         BLOCK_K=tiles.block_k,
         GROUP_M=8,
         ONE_ROW_TILE=row_tiles == 1,
-        PREFETCH_THREADS=threads if row_bytes else 0,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         **pdl(),

@@ -4,13 +4,12 @@
 
 With few rows a linear layer reads its weights and waits: for the launch before, for x, for its
 first bytes. Weights are constants, so a program fills a ring of them before `gdc_wait`, while the
-launches before it still run; a launch that leaves shared memory for the next one keeps memory busy
-across the boundary. Rings of x are filled behind the wait. One warp group (or two, for more rows)
-multiplies and refills.
+launches before it still run; x comes behind the wait, in a ring of its own. A launch that leaves
+shared memory for the next one so keeps memory busy from launch to launch.
 
-Shared memory is cut into units of 64 columns, 128 bytes a row, the width of TMA's swizzle. x comes
-in boxes of as many rows as the capacity has, or of half as many where those hold all tokens. A wgmma
-reads 64 rows, of which the others are then the units behind: its rows do not meet.
+A step over K is UNITS units of 64 columns, 128 bytes a row: the width of TMA's swizzle. x comes in
+boxes of as many rows as the capacity has (16, 32 or 64), or of half as many where those hold all
+tokens. A wgmma reads 64 rows, of which the others are then the units behind: its rows do not meet.
 
 Grid: as many programs as stay resident, program p taking tiles p, p + P, ... The chain over K is
 that of `paged.kernels.linear`: the same bits. Gluon, NVIDIA Hopper.
@@ -26,7 +25,6 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
@@ -35,73 +33,18 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from paged.kernels.activation import activate
 from paged.kernels.launch import interpreted, pdl
 from paged.kernels.linear_persistent import multiprocessors
+from paged.kernels.linear_rings import ask_inputs, ask_weights, expect_inputs, next_step
 from paged.kernels.linear_tiles import StreamTiles
 
+STREAM_ROWS = 64  # at most: what one wgmma multiplies
 UNIT = 64  # columns
-FEW = 16  # rows that are loaded as such
 # of all threads; its name in Triton 3.6 and in 3.7
 barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
 
 
 @gluon.jit
-def _next(tile, k, programs, end_k, WIDTH: gl.constexpr):
-    """The tile and column of a program's next step."""
-    k += WIDTH
-    ends = k == end_k
-    return tile + gl.where(ends, programs, 0), gl.where(ends, 0, k)
-
-
-@gluon.jit
-def _ask_weights(
-    desc, ring, full, step, tile_n, k, out_features,
-    BOXES: gl.constexpr, UNITS: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """Weights of one step, UNITS units from column k on, to their place in the ring.
-
-    Where gate rows are followed by up rows, BOXES is 2 and each unit has a box of both.
-    """
-    slot = step % STAGES
-    rows: gl.constexpr = desc.block_shape[0]
-    mbarrier.expect(full.index(slot), rows * BOXES * UNITS * 128)
-    if BOXES == 1:
-        row = tile_n * rows
-        tma.async_copy_global_to_shared(desc, [row, k], full.index(slot), ring.index(slot))
-    else:
-        for unit in gl.static_range(UNITS):
-            for box in gl.static_range(BOXES):
-                row = box * out_features + tile_n * rows
-                place = (slot * UNITS + unit) * BOXES + box
-                tma.async_copy_global_to_shared(
-                    desc, [row, k + unit * 64], full.index(slot), ring.index(place)
-                )
-
-
-@gluon.jit
-def _expect(full, ELEMENTS: gl.constexpr, is_half):
-    """Announce a step's inputs, 16 bits an element: its rows, or half of them."""
-    if is_half:
-        mbarrier.expect(full, ELEMENTS)
-    else:
-        mbarrier.expect(full, 2 * ELEMENTS)
-
-
-@gluon.jit
-def _ask_inputs(desc, half_desc, units, full, step, row, k, is_half, STAGES: gl.constexpr):
-    """Rows of x for one step, to their place in the ring."""
-    slot = step % STAGES
-    rows: gl.constexpr = desc.block_shape[0]
-    width: gl.constexpr = desc.block_shape[1]
-    ring = units._reinterpret(desc.dtype, [STAGES, rows, width], desc.layout)
-    halves = units._reinterpret(desc.dtype, [2 * STAGES, rows // 2, width], desc.layout)
-    if is_half:
-        tma.async_copy_global_to_shared(half_desc, [row, k], full.index(slot), halves.index(slot))
-    else:
-        tma.async_copy_global_to_shared(desc, [row, k], full.index(slot), ring.index(slot))
-
-
-@gluon.jit
 def _finish(
-    acc, bias_ptr, out_ptr, row, tile_n, num_tokens, out_features, softcap, dtype: gl.constexpr,
+    acc, bias_ptr, out_ptr, tile_n, num_tokens, out_features, softcap, dtype: gl.constexpr,
     HAS_BIAS: gl.constexpr, HAS_SOFTCAP: gl.constexpr, ACTIVATION: gl.constexpr,
     GATED: gl.constexpr,
 ):  # fmt: skip
@@ -125,7 +68,7 @@ def _finish(
         if HAS_SOFTCAP:
             y = softcap * (2.0 / (1.0 + gl.exp(-2.0 / softcap * y)) - 1.0)
         y = activate(y, ACTIVATION)
-    token = row + gl.arange(0, BLOCK_M, gl.SliceLayout(1, y.type.layout))
+    token = gl.arange(0, BLOCK_M, gl.SliceLayout(1, y.type.layout))
     column = tile_n * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, y.type.layout))
     rows = gl.expand_dims(token, 1).to(gl.int64)
     columns = gl.expand_dims(column, 0)
@@ -154,15 +97,13 @@ def _streamed_linear_kernel(
     UNITS: gl.constexpr,
     W_STAGES: gl.constexpr,
     X_STAGES: gl.constexpr,
-    ONE_ROW_TILE: gl.constexpr,
     PDL: gl.constexpr,
 ):
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     num_tokens = gl.load(num_tokens_ptr, cache_modifier=".cg")
     SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
-    WARPS: gl.constexpr = gl.num_warps()
-    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_N, 16])
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     dtype: gl.constexpr = x_desc.dtype
     ROWS: gl.constexpr = x_desc.block_shape[0]
     BOXES: gl.constexpr = 2 if GATED else 1
@@ -187,8 +128,7 @@ def _streamed_linear_kernel(
     fence_async_shared()
     barrier()
 
-    tiles_m = 1 if ONE_ROW_TILE else (num_tokens + BLOCK_M - 1) // BLOCK_M
-    num_tiles = tiles_m * ((out_features + COLUMNS - 1) // COLUMNS)
+    num_tiles = (out_features + COLUMNS - 1) // COLUMNS
     first = gl.program_id(0)
     programs = gl.num_programs(0)
     num_k = (in_features + WIDTH - 1) // WIDTH
@@ -199,28 +139,28 @@ def _streamed_linear_kernel(
     w_tile, w_k = first, 0
     for i in gl.static_range(W_STAGES):
         if i < num_steps:
-            _ask_weights(
-                weight_desc, w_boxes, w_full, i, w_tile // tiles_m, w_k, out_features,
+            ask_weights(
+                weight_desc, w_boxes, w_full, i, w_tile, w_k, out_features,
                 BOXES, UNITS, W_STAGES,
             )  # fmt: skip
-            w_tile, w_k = _next(w_tile, w_k, programs, end_k, WIDTH)
+            w_tile, w_k = next_step(w_tile, w_k, programs, end_k, WIDTH)
     is_half = num_tokens <= ROWS // 2
     unit_stride = ROWS // 8  # of a unit of x, in groups of 8 rows
     if is_half:
         unit_stride //= 2
     for i in gl.static_range(X_STAGES):
         if i < num_steps:
-            _expect(x_full.index(i), ROWS * WIDTH, is_half)
+            expect_inputs(x_full.index(i), ROWS * WIDTH, is_half)
     if PDL:
         tl.extra.cuda.gdc_wait()
     x_tile, x_k = first, 0
     for i in gl.static_range(X_STAGES):
         if i < num_steps:
-            _ask_inputs(
-                x_desc, x_half_desc, x_units, x_full, i, x_tile % tiles_m * BLOCK_M, x_k, is_half,
+            ask_inputs(
+                x_desc, x_half_desc, x_units, x_full, i, x_k, is_half,
                 X_STAGES,
             )  # fmt: skip
-            x_tile, x_k = _next(x_tile, x_k, programs, end_k, WIDTH)
+            x_tile, x_k = next_step(x_tile, x_k, programs, end_k, WIDTH)
 
     step = 0
     for tile in range(first, num_tiles, programs):
@@ -247,22 +187,22 @@ def _streamed_linear_kernel(
             if more_weights | more_inputs:
                 barrier()
             if more_weights:
-                _ask_weights(
-                    weight_desc, w_boxes, w_full, w_step, w_tile // tiles_m, w_k, out_features,
+                ask_weights(
+                    weight_desc, w_boxes, w_full, w_step, w_tile, w_k, out_features,
                     BOXES, UNITS, W_STAGES,
                 )  # fmt: skip
-                w_tile, w_k = _next(w_tile, w_k, programs, end_k, WIDTH)
+                w_tile, w_k = next_step(w_tile, w_k, programs, end_k, WIDTH)
             if more_inputs:
-                _expect(x_full.index(x_step % X_STAGES), ROWS * WIDTH, is_half)
-                _ask_inputs(
-                    x_desc, x_half_desc, x_units, x_full, x_step, x_tile % tiles_m * BLOCK_M, x_k,
+                expect_inputs(x_full.index(x_step % X_STAGES), ROWS * WIDTH, is_half)
+                ask_inputs(
+                    x_desc, x_half_desc, x_units, x_full, x_step, x_k,
                     is_half, X_STAGES,
                 )  # fmt: skip
-                x_tile, x_k = _next(x_tile, x_k, programs, end_k, WIDTH)
+                x_tile, x_k = next_step(x_tile, x_k, programs, end_k, WIDTH)
             step += 1
         acc = warpgroup_mma_wait(0, deps=[acc])
         _finish(
-            acc, bias_ptr, out_ptr, tile % tiles_m * BLOCK_M, tile // tiles_m, num_tokens,
+            acc, bias_ptr, out_ptr, tile, num_tokens,
             out_features, softcap, dtype, HAS_BIAS, HAS_SOFTCAP, ACTIVATION, GATED,
         )  # fmt: skip
 
@@ -277,11 +217,12 @@ def has_warp_groups() -> bool:
     return torch.version.hip is None and torch.cuda.get_device_capability()[0] == 9
 
 
-def can_stream(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether a launch may take this kernel: Hopper, 16 bits, what TMA can address."""
+def can_stream(x: torch.Tensor, weight: torch.Tensor, capacity: int) -> bool:
+    """Whether a launch may take this kernel: Hopper, few rows, 16 bits, what TMA can address."""
     aligned = all(tensor.data_ptr() % 16 == 0 for tensor in (x, weight))
     return (
-        weight.dtype in (torch.float16, torch.bfloat16)
+        0 < capacity <= STREAM_ROWS
+        and weight.dtype in (torch.float16, torch.bfloat16)
         and min(weight.shape) > 0
         and weight.shape[1] % 8 == 0
         and aligned
@@ -303,15 +244,16 @@ def launch_streamed(
     """Launch over checked arguments: those of `linear`, or with `gated` those of `gated_linear`."""
     capacity, out_features = out.shape
     layout = gl.NVMMASharedLayout(128, 16, rank=2)
-    rows = FEW if capacity <= FEW else tiles.block_m
+    rows = max(16, triton.next_power_of_2(capacity))
     columns = tiles.block_n // 2 if gated else tiles.block_n
     width = tiles.units * UNIT
     x_desc = TensorDescriptor.from_tensor(x, [rows, width], layout)
     x_half_desc = TensorDescriptor.from_tensor(x, [rows // 2, width], layout)
     box = [columns, UNIT if gated else width]
     weight_desc = TensorDescriptor.from_tensor(weight, box, layout)
-    count = triton.cdiv(capacity, tiles.block_m) * triton.cdiv(out_features, columns)
-    programs = min(count, tiles.per_processor * multiprocessors(x.device))
+    programs = min(
+        triton.cdiv(out_features, columns), tiles.per_processor * multiprocessors(x.device)
+    )
     _streamed_linear_kernel[(programs,)](
         x_desc,
         x_half_desc,
@@ -326,12 +268,11 @@ def launch_streamed(
         HAS_SOFTCAP=logit_softcap is not None,
         ACTIVATION=activation,
         GATED=gated,
-        BLOCK_M=tiles.block_m,
+        BLOCK_M=STREAM_ROWS,
         BLOCK_N=tiles.block_n,
         UNITS=tiles.units,
         W_STAGES=tiles.weight_stages,
         X_STAGES=tiles.input_stages,
-        ONE_ROW_TILE=capacity <= tiles.block_m,
-        num_warps=tiles.block_m // 16 if tiles.block_m <= 128 else 8,
+        num_warps=4,
         **pdl(),
     )

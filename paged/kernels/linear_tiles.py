@@ -21,14 +21,12 @@ class Tiles(NamedTuple):
     num_warps: int
     num_stages: int
     per_processor: int = 1  # programs of a persistent grid on a multiprocessor
-    prefetch: int = 0  # bytes of its weights that a program asks for before it waits
     flatten: bool = False  # a persistent program loads its next tile while it stores the last
 
 
 class StreamTiles(NamedTuple):
     """One launch of the streaming kernel; a step over K is `units` of 64 columns."""
 
-    block_m: int
     block_n: int  # rows of the weight, gate and up counted
     units: int
     weight_stages: int  # steps of weights in flight
@@ -39,15 +37,14 @@ class StreamTiles(NamedTuple):
 # (largest capacity, largest rows of the weight, largest columns of the weight)
 Limits = tuple[int, int, int]
 ANY = 2**31
-KIB = 1024
 # kernel of pointers, 16 bits
 POINTER_TILES: dict[Limits, Tiles] = {
-    (16, 2048, 2048): Tiles(16, 32, 256, 4, 4, prefetch=16 * KIB),
-    (16, 2048, ANY): Tiles(16, 16, 512, 2, 4, prefetch=16 * KIB),
-    (16, 4096, 2048): Tiles(16, 16, 512, 2, 4, prefetch=16 * KIB),
+    (16, 2048, 2048): Tiles(16, 32, 256, 4, 4),
+    (16, 2048, ANY): Tiles(16, 16, 512, 2, 4),
+    (16, 4096, 2048): Tiles(16, 16, 512, 2, 4),
     (16, 4096, 4096): Tiles(16, 64, 256, 4, 4),
     (16, 4096, ANY): Tiles(16, 16, 512, 2, 4),
-    (16, 16384, 2048): Tiles(16, 32, 128, 4, 6, prefetch=16 * KIB),
+    (16, 16384, 2048): Tiles(16, 32, 128, 4, 6),
     (16, 16384, ANY): Tiles(16, 64, 256, 4, 4),
     (16, 65536, ANY): Tiles(16, 32, 256, 4, 3),
     (16, ANY, ANY): Tiles(16, 64, 128, 2, 3),
@@ -87,18 +84,18 @@ PERSISTENT_TILES: dict[Limits, Tiles] = {
 }
 # streaming kernel, 16 bits; None: another kernel is faster
 STREAM_TILES: dict[Limits, StreamTiles | None] = {
-    (16, 2048, 2048): StreamTiles(64, 32, 4, 4, 4),
-    (16, 2048, ANY): StreamTiles(64, 32, 4, 8, 4),
-    (16, 4096, 2048): StreamTiles(64, 64, 4, 3, 3),
-    (16, 4096, 4096): StreamTiles(64, 32, 4, 8, 4),
-    (16, 4096, ANY): StreamTiles(64, 16, 4, 6, 4, 2),
-    (16, 16384, 2048): StreamTiles(64, 64, 4, 4, 4),
-    (16, 16384, ANY): StreamTiles(64, 32, 4, 3, 3, 2),
-    (16, ANY, ANY): StreamTiles(64, 64, 2, 4, 4, 2),
-    (64, 2048, 2048): StreamTiles(64, 16, 4, 6, 4),
-    (64, 4096, 3072): StreamTiles(64, 32, 4, 4, 3),
-    (64, 4096, ANY): StreamTiles(64, 32, 4, 5, 4),
-    (64, 16384, ANY): StreamTiles(64, 64, 2, 6, 4),
+    (16, 2048, 2048): StreamTiles(32, 4, 4, 4),
+    (16, 2048, ANY): StreamTiles(32, 4, 8, 4),
+    (16, 4096, 2048): StreamTiles(64, 4, 3, 3),
+    (16, 4096, 4096): StreamTiles(32, 4, 8, 4),
+    (16, 4096, ANY): StreamTiles(16, 4, 6, 4, 2),
+    (16, 16384, 2048): StreamTiles(64, 4, 4, 4),
+    (16, 16384, ANY): StreamTiles(32, 4, 3, 3, 2),
+    (16, ANY, ANY): StreamTiles(64, 2, 4, 4, 2),
+    (64, 2048, 2048): StreamTiles(16, 4, 6, 4),
+    (64, 4096, 3072): StreamTiles(32, 4, 4, 3),
+    (64, 4096, ANY): StreamTiles(32, 4, 5, 4),
+    (64, 16384, ANY): StreamTiles(64, 2, 6, 4),
     (ANY, ANY, ANY): None,
 }
 # fp32, for checks against references and not for speed

@@ -15,7 +15,7 @@ from paged.models.dummy import dummy_weights
 from paged.state import Sizes, StepPlan
 
 CONTEXT, PAGE_SIZE, MAX_MODEL_LEN = 576, 16, 1024
-CAPACITIES = {1: 16, 16: 16, 64: 64, 256: 256}  # of the step, by rows
+CAPACITIES = {1: 16, 16: 16, 64: 64}  # of the step, by rows
 LINEARS = ("qkv", "o", "gate_up", "down")
 
 
