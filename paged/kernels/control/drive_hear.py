@@ -95,23 +95,33 @@ def look(
 
 
 @triton.jit
+def _pass_time(state, flight, entry, cost):
+    """(beginning, duration, the clock after it) of a step."""
+    tokens = tl.load(entry + 1) & LOW_48
+    sequences, keys = tl.load(entry + 2) & LOW_48, tl.load(entry + 15) & LOW_48
+    work = tl.load(cost + 1) + tl.load(cost + 2) * tl.maximum(tokens - tl.load(cost), 0)
+    work += tl.load(cost + 3) * sequences + tl.load(cost + 4) * keys
+    duration = tl.maximum(work // 1000000, 1)
+    begin = tl.maximum(tl.load(flight + LAUNCHED), tl.load(state + IDLE_SINCE))
+    now = tl.maximum(tl.load(state + NOW), begin + duration)
+    return begin, duration, now
+
+
+@triton.jit
 def hear(
     entry, state, flight, ledger, outcomes, row, cost,
     R: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """What the host does with a step's events: its clock, its ledger, and the results."""
-    # What is known before the events comes first: a load behind a store could not be moved up.
+    # All that is known before the events is loaded first: no load can be moved over a store.
     field = tl.arange(0, 16)
     header = tl.load(entry + field, mask=field < NUM_FIELDS, other=0) & LOW_48
+    begin, duration, now = _pass_time(state, flight, entry, cost)
     num_events = (tl.load(entry) & LOW_48).to(tl.int32)
-    tokens, sequences = tl.load(entry + 1) & LOW_48, tl.load(entry + 2) & LOW_48
+    full = (tl.load(entry + 1) & LOW_48) >= tl.load(flight + CAPACITY)
     free_pages, wanted_pages = tl.load(entry + 3) & LOW_48, tl.load(entry + 5) & LOW_48
     num_waiting, num_admitted = tl.load(entry + 7) & LOW_48, tl.load(entry + 9) & LOW_48
-    work = tl.load(cost + 1) + tl.load(cost + 2) * tl.maximum(tokens - tl.load(cost), 0)
-    work += tl.load(cost + 3) * sequences + tl.load(cost + 4) * (tl.load(entry + 15) & LOW_48)
-    launched, capacity = tl.load(flight + LAUNCHED), tl.load(flight + CAPACITY)
     sent = tl.load(flight + SENT)
-    idle_since, now = tl.load(state + IDLE_SINCE), tl.load(state + NOW)
     next_turn, num_free = tl.load(state + NEXT_TURN), tl.load(state + NUM_FREE)
     num_ended, num_steps = tl.load(state + ENDED), tl.load(state + NUM_STEPS)
     slot = spread_lanes(LANES)
@@ -145,9 +155,6 @@ def hear(
         tl.store(own + (HEARD + kind) * R, 0, mask=live)
     admitted, preempted, ended = cached >= 0, dropped >= 0, reason >= 0
 
-    duration = tl.maximum(work // 1000000, 1)
-    begin = tl.maximum(launched, idle_since)
-    now = tl.maximum(now, begin + duration)
     phase = tl.where(admitted, RUNS, tl.where(preempted, WAITS, phase))
     to_prefill = tl.where(admitted, length - cached, tl.where(preempted, length, to_prefill))
     prefilling = tl.where(admitted, 1, prefilling)
@@ -179,7 +186,6 @@ def hear(
     tl.store(row + DROPPED, low_of(of_cache).to(tl.int64))
     tl.store(row + RECOMPUTED, tl.sum(recomputed, axis=0))
 
-    full = tokens >= capacity
     blocked = (num_waiting > 0) & (num_admitted == 0) & ~full & (num_gone == 0)
     tl.store(state + IDLE_SINCE, begin + duration)
     tl.store(state + BLOCKED, blocked.to(tl.int64))

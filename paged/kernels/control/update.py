@@ -140,6 +140,8 @@ def _update_kernel(
     whole = tl.load(columns + NUM_DROPPED * R + slot, mask=live, other=0) == 0
     beam = tl.load(columns + BEAM_WIDTH * R + slot, mask=live, other=0) > 0
     given = tl.load(columns + FINISH_REASON * R + slot, mask=live, other=0)
+    way = tl.arange(0, NUM_STOP_IDS)[None, :]
+    stops = tl.load(stop_ids + slot[:, None] * NUM_STOP_IDS + way, mask=live[:, None], other=-1)
     step = tl.load(counters + STEP)
     running = live & (status == RUNNING)
     sampled = running & (sample >= 0)
@@ -147,10 +149,7 @@ def _update_kernel(
     logprob = tl.load(sampled_logprobs + sample, mask=sampled, other=0.0)
     failed = sampled & (token < 0)
     drew = sampled & (token >= 0)
-    is_stop = slot < 0
-    for way in tl.static_range(NUM_STOP_IDS):
-        stop_id = tl.load(stop_ids + slot * NUM_STOP_IDS + way, mask=live, other=-1)
-        is_stop = is_stop | (stop_id == token)
+    is_stop = tl.max((stops == token[:, None]).to(tl.int32), axis=1) != 0
 
     stopped = drew & is_stop & (total >= min_len) & ~beam
     full = drew & (total + 1 >= max_len)
