@@ -65,13 +65,24 @@ def _new_pages(
 
 
 @triton.jit
+def _claim_of(step, index, page, MAX_PAGES: tl.constexpr):
+    return (step << 32) | (0xFFFFFFFF - (index * MAX_PAGES + page).to(tl.int64))
+
+
+@triton.jit
 def _claim_buckets(
     step, num_rows, columns, token_ids, page_hash, canonical, chain_serial, serial,
     published_slots, claims,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, MAX_PAGES: tl.constexpr,
     PAGE_SIZE: tl.constexpr, NUM_BUCKETS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Extend the prefix hashes of the program's rows, and claim a bucket for each new page."""
+    """Extend the prefix hashes of the program's rows, and claim a bucket for each new page.
+
+    Returns the slot of the last of them, and its pages to publish, [begin, end).
+    """
+    slot = tl.zeros((), tl.int32)
+    begin = tl.zeros((), tl.int32)
+    end = tl.zeros((), tl.int32)
     for index in range(tl.program_id(0), num_rows, tl.num_programs(0)):
         slot = tl.load(published_slots + index)
         begin, end = _new_pages(
@@ -81,6 +92,12 @@ def _claim_buckets(
         tokens = token_ids + slot.to(tl.int64) * MAX_LEN_TOKENS
         keys = page_hash + slot.to(tl.int64) * MAX_PAGES
         prefix = tl.load(keys + hashed - 1, mask=hashed > 0, other=0)
+        for first in range(begin, tl.minimum(hashed, end), TILE):
+            page = first + tl.arange(0, TILE)
+            live = page < tl.minimum(hashed, end)
+            key = tl.load(keys + page, mask=live, other=0)
+            claim = _claim_of(step, index, page, MAX_PAGES)
+            tl.atomic_max(claims + bucket_of(key, NUM_BUCKETS), claim, mask=live)
         for first in range(hashed, end, TILE):
             page = first + tl.arange(0, TILE)
             live = page < end
@@ -90,14 +107,10 @@ def _claim_buckets(
             key = prefix + tl.cumsum(tl.sum(word, axis=1), axis=0)
             tl.store(keys + page, key, mask=live)
             prefix = tl.sum(tl.where(tl.arange(0, TILE) == TILE - 1, key, 0), axis=0)
-        tl.debug_barrier()  # the keys just stored are read by other threads below
-        for first in range(begin, end, TILE):
-            page = first + tl.arange(0, TILE)
-            live = page < end
-            key = tl.load(keys + page, mask=live, other=0)
-            ticket = (index * MAX_PAGES + page).to(tl.int64)
-            claim = (step << 32) | (0xFFFFFFFF - ticket)
-            tl.atomic_max(claims + bucket_of(key, NUM_BUCKETS), claim, mask=live)
+            claim = _claim_of(step, index, page, MAX_PAGES)
+            new = live & (page >= begin)
+            tl.atomic_max(claims + bucket_of(key, NUM_BUCKETS), claim, mask=new)
+    return slot, begin, end
 
 
 @triton.jit
@@ -115,7 +128,7 @@ def _publish_kernel(
     programs = tl.minimum(num_rows, tl.num_programs(0))
     if tl.program_id(0) >= programs:
         return
-    _claim_buckets(
+    slot, begin, end = _claim_buckets(
         step, num_rows, columns, token_ids, page_hash, canonical, chain_serial, serial,
         published_slots, claims, R, MAX_LEN_TOKENS, MAX_PAGES, PAGE_SIZE, NUM_BUCKETS, TILE,
     )  # fmt: skip
@@ -124,10 +137,11 @@ def _publish_kernel(
     lane = tl.arange(0, TILE)
     way = tl.arange(0, BUCKET_WAYS)
     for index in range(tl.program_id(0), num_rows, tl.num_programs(0)):
-        slot = tl.load(published_slots + index)
-        begin, end = _new_pages(
-            columns, canonical, chain_serial, serial, slot, R, MAX_PAGES, PAGE_SIZE
-        )
+        if num_rows > tl.num_programs(0):  # else the program has but this row
+            slot = tl.load(published_slots + index)
+            begin, end = _new_pages(
+                columns, canonical, chain_serial, serial, slot, R, MAX_PAGES, PAGE_SIZE
+            )
         tokens = token_ids + slot.to(tl.int64) * MAX_LEN_TOKENS
         table = block_table + slot.to(tl.int64) * MAX_PAGES
         chain = canonical + slot.to(tl.int64) * MAX_PAGES
@@ -139,10 +153,11 @@ def _publish_kernel(
                 page = first + lane
                 live = page < end
                 own = tl.load(table + page, mask=live, other=0)
+                own_above = tl.load(table + page - 1, mask=live & (page > 0), other=-1)
                 key = tl.load(page_hash + slot.to(tl.int64) * MAX_PAGES + page, mask=live, other=0)
                 bucket = bucket_of(key, NUM_BUCKETS)
                 ticket = (index * MAX_PAGES + page).to(tl.int64)
-                claim = (step << 32) | (0xFFFFFFFF - ticket)
+                claim = _claim_of(step, index, page, MAX_PAGES)
                 won = tl.load(claims + bucket, mask=live, other=0, cache_modifier=".cg") == claim
                 ways = tl.load(
                     table_page + bucket[:, None] * BUCKET_WAYS + way[None, :],
@@ -169,14 +184,11 @@ def _publish_kernel(
 
                 tl.debug_barrier()  # every thread has read the chain it is about to replace
                 tl.store(chain + page, tl.where(known, found, own), mask=done)
-                tl.debug_barrier()
-                above_page = tl.load(chain + page - 1, mask=enters & (page > 0), other=-1)
                 # The page in front entered just now, and its serial follows from its ticket; or it
-                # was in the table before.
-                settled_above = enters & (page == first_new) & (page > 0)
-                above = tl.load(serial + above_page, mask=settled_above, other=0)
-                above = tl.where(page > first_new, serial_base + ticket - 1, above)
-                tl.store(parent + own, above_page, mask=enters)
+                # was in the table before, and is what the chain said.
+                entered_above = page > first_new
+                above = tl.where(entered_above, serial_base + ticket - 1, above)
+                tl.store(parent + own, tl.where(entered_above, own_above, before), mask=enters)
                 tl.store(parent_serial + own, above, mask=enters)
                 tl.store(content_hash + own, key, mask=enters)
                 tl.store(born + own, step.to(tl.int32), mask=enters)
@@ -193,9 +205,11 @@ def _publish_kernel(
                 tl.debug_barrier()  # serials are read above, also through the chain
                 tl.store(serial + own, serial_base + ticket, mask=enters)
                 settled += tl.sum(done.to(tl.int32), axis=0)
-        tl.debug_barrier()  # the serials just stored are read by other threads below
-        last = tl.load(chain + settled - 1, mask=settled > begin, other=0)
-        tl.store(chain_serial + slot, tl.load(serial + last), mask=settled > begin)
+        newest = serial_base + index * MAX_PAGES + settled - 1
+        if settled == first_new:  # none entered
+            tl.debug_barrier()  # other threads have stored the chain
+            newest = tl.load(serial + tl.load(chain + settled - 1, mask=settled > 0, other=0))
+        tl.store(chain_serial + slot, newest, mask=settled > begin)
         tl.store(columns + NUM_PUBLISHED * R + slot, settled)
         tl.store(columns + NUM_HASHED * R + slot, tl.maximum(end, hashed))
 
