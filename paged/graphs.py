@@ -33,6 +33,17 @@ def use_graphs(engine: str, device: torch.device, capturable: bool) -> bool:
     return engine == "graph" or (engine == "auto" and device.type == "cuda" and capturable)
 
 
+def check_capturable(step: Step) -> None:
+    """Raise ValueError if a part of the step runs on the host, so that no graph can hold it."""
+    for name in ("scheduler", "kv", "eviction", "attention", "sampler", "logits", "drafts"):
+        if not getattr(step, name).capturable:
+            kind = type(getattr(step, name)).__name__
+            raise ValueError(
+                f"engine=graph cannot capture the {name} {kind}, which runs on the host; "
+                "use engine=eager with it"
+            )
+
+
 class EagerSteps:
     """Launches every stage of every step from Python."""
 
@@ -63,13 +74,7 @@ class GraphSteps:
     """
 
     def __init__(self, step: Step, capacities: tuple[int, ...]) -> None:
-        for name in ("scheduler", "kv", "eviction", "attention", "sampler", "logits", "drafts"):
-            if not getattr(step, name).capturable:
-                kind = type(getattr(step, name)).__name__
-                raise ValueError(
-                    f"engine=graph cannot capture the {name} {kind}, which runs on the host; "
-                    "use engine=eager with it"
-                )
+        check_capturable(step)
         self.step = step
         self.capacities = capacities
         self._pool = torch.cuda.graph_pool_handle()

@@ -11,6 +11,7 @@ import torch
 
 from paged.kernels.control import columns as col
 from paged.kernels.control.budget import PageBudget
+from paged.kernels.control.packing import MAX_LANES as MAX_SLOTS
 from paged.kernels.control.swap import SwapSpace
 from paged.kernels.logit_edits import WORDS, mask_words
 
@@ -50,6 +51,8 @@ class Sizes:
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         check_page_size(self.page_size)
+        if self.num_slots > MAX_SLOTS:
+            raise ValueError(f"num_slots must be at most {MAX_SLOTS}, got {self.num_slots}")
         if self.max_num_seqs > self.num_slots:
             raise ValueError(
                 f"scheduler.max_num_seqs must be at most num_slots ({self.num_slots}), "
@@ -183,6 +186,7 @@ class PagePool:
         self.table_hash = ints(entries, dtype=torch.int64)
         self.table_page = ints(entries, value=-1)
         self.claims = ints(self.num_buckets, dtype=torch.int64)
+        self.publish_arrivals = ints(1)  # of its barrier
         # Scratch of an eviction: scores, a histogram a pass that it leaves at 0, counts a program,
         # and its barrier's arrivals.
         self.score = ints(pages)

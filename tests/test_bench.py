@@ -134,7 +134,7 @@ def test_a_trace_is_summed_up_by_step():
         (20.0, 22.0, "_ingest_kernel"), (22.0, 30.0, "_linear_kernel"),
     ]  # fmt: skip
     times, idle, between = summed_up(reversed(spans))
-    assert times == {"_ingest_kernel": 2.0, "_linear_kernel": 6.0, "_norm_kernel": 1.0}
+    assert times == {"_ingest_kernel": 2.0, "_linear_kernel": 6.0, "_norm_kernel": 0.5}
     assert idle == pytest.approx(3 / 20)  # 12 to 13 inside a step, 18 to 20 in front of one
     assert between == pytest.approx(2 / 20)
     assert summed_up([]) == ({}, 0.0, 0.0)

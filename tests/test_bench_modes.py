@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from paged.attention.triton import TritonAttention
+from paged.graphs import check_capturable
 from paged.kernels.launch import interpreted
 from paged.kv.paged import PagedKV
 from paged.loggers.base import Logger
@@ -14,6 +15,7 @@ from paged.request import SamplingParams
 from paged.schedulers.base import RankScheduler
 from paged.tasks.bench import kernels as kernels_module
 from paged.tasks.bench.cases import Shapes, linear_case
+from paged.tasks.bench.control import oracle_engine
 from paged.tasks.bench.kernels import measure_case
 from paged.tasks.bench.plots import draw
 from paged.tasks.bench.report import Report, Row
@@ -121,6 +123,10 @@ def test_control_checks_every_answer(tmp_path):
     assert rows["batch 1: decode step"].ours > 0
     measured = rows["4 slots: control kernels"].ours
     assert measured is None if interpreted() else measured > 0
+
+
+def test_every_part_of_the_control_engine_can_be_captured():
+    check_capturable(oracle_engine(tiny(), slots=4, steps=2).device_step)
 
 
 def test_startup_adds_up(tmp_path):

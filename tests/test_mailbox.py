@@ -14,8 +14,8 @@ from paged.kernels.control.update import (
     EVENT_PREEMPTED,
     EVENT_TOKEN,
     HEADER_WORDS,
-    EventWriter,
 )
+from paged.kernels.control.update_ref import EventWriter
 from paged.mailbox import Header, Mailbox, SilentStep
 from paged.state import Sizes
 from paged.submission import Submission, float_bits

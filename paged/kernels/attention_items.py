@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from paged.kernels.launch import check_tensor, interpreted
+from paged.kernels.launch import check_tensor, interpreted, pdl
 
 ITEM_FIELDS = 8  # sequence, first row, its position, tokens | first split, end split, items, row
 
@@ -37,11 +37,14 @@ def _attention_items_kernel(
     PARALLEL: tl.constexpr,
     BLOCK_SEQS: tl.constexpr,
     BLOCK_ITEMS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     seq = tl.arange(0, BLOCK_SEQS)
-    is_seq = seq < tl.load(num_seqs_ptr)
-    q_start = tl.load(cu_seqlens_q_ptr + seq, mask=is_seq, other=0)
-    q_end = tl.load(cu_seqlens_q_ptr + seq + 1, mask=is_seq, other=0)
+    is_seq = seq < tl.load(num_seqs_ptr, cache_modifier=".cg")
+    q_start = tl.load(cu_seqlens_q_ptr + seq, mask=is_seq, other=0, cache_modifier=".cg")
+    q_end = tl.load(cu_seqlens_q_ptr + seq + 1, mask=is_seq, other=0, cache_modifier=".cg")
     tokens = q_end - q_start
     is_ours = (tokens >= least_tokens) & (tokens <= most_tokens)
     tiles = tl.where(is_ours, (tokens + TOKENS_PER_TILE - 1) // TOKENS_PER_TILE, 0)
@@ -49,7 +52,7 @@ def _attention_items_kernel(
     first_slot = tl.full([BLOCK_SEQS], 0, tl.int32)
     splits = tl.full([BLOCK_SEQS], 1, tl.int32)
     if PARALLEL:
-        seq_len = tl.load(seq_lens_ptr + seq, mask=is_seq, other=0)
+        seq_len = tl.load(seq_lens_ptr + seq, mask=is_seq, other=0, cache_modifier=".cg")
         first_key = tl.maximum(seq_len - tokens - WINDOW + 1, 0) if WINDOW > 0 else 0
         splits = (seq_len + SPLIT_SIZE - 1) // SPLIT_SIZE - first_key // SPLIT_SIZE
         splits = tl.maximum(splits, 1)
@@ -71,9 +74,9 @@ def _attention_items_kernel(
     slot = tl.sum(tl.where(is_mine, first_slot[None, :], 0), axis=1)
     seq_splits = tl.sum(tl.where(is_mine, splits[None, :], 0), axis=1)
 
-    q_start = tl.load(cu_seqlens_q_ptr + item_seq, mask=is_live, other=0)
-    q_end = tl.load(cu_seqlens_q_ptr + item_seq + 1, mask=is_live, other=0)
-    seq_len = tl.load(seq_lens_ptr + item_seq, mask=is_live, other=0)
+    q_start = tl.load(cu_seqlens_q_ptr + item_seq, mask=is_live, other=0, cache_modifier=".cg")
+    q_end = tl.load(cu_seqlens_q_ptr + item_seq + 1, mask=is_live, other=0, cache_modifier=".cg")
+    seq_len = tl.load(seq_lens_ptr + item_seq, mask=is_live, other=0, cache_modifier=".cg")
     tile = (item - first_item) // per_tile
     part = (item - first_item) % per_tile
     first_row = q_start + tile * TOKENS_PER_TILE
@@ -83,6 +86,8 @@ def _attention_items_kernel(
     first_split = first_key // SPLIT_SIZE
     num_splits = (position + num_tokens + SPLIT_SIZE - 1) // SPLIT_SIZE - first_split
 
+    if PDL:
+        tl.extra.cuda.gdc_wait()  # all that was read is the plan, so this kernel's time is hidden
     record = out_ptr + item * FIELDS
     in_range = item < max_items
     tl.store(record, tl.where(is_live, item_seq, -1), mask=in_range)
@@ -167,6 +172,7 @@ def attention_items(
         PARALLEL=num_rows > 0,
         BLOCK_SEQS=triton.next_power_of_2(max_num_seqs),
         BLOCK_ITEMS=block_items,
+        **pdl(),
     )
     return out
 

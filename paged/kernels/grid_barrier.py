@@ -19,3 +19,13 @@ def grid_barrier(arrivals):
     while arrived < needed:
         arrived = tl.atomic_add(arrivals, 0, sem="acq_rel", scope="gpu")
     tl.debug_barrier()
+
+
+@triton.jit
+def meet(arrivals, programs):
+    """The same of `programs` programs of a launch; `arrivals`, int32, a kernel before set to 0."""
+    tl.debug_barrier()
+    arrived = tl.atomic_add(arrivals, 1, sem="acq_rel", scope="gpu") + 1
+    while arrived < programs:
+        arrived = tl.atomic_add(arrivals, 0, sem="acq_rel", scope="gpu")
+    tl.debug_barrier()

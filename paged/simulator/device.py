@@ -25,8 +25,8 @@ from paged.simulator.script import Script
 from paged.simulator.step_time import StepTime
 from paged.state import RequestTable, Sizes, StepPlan
 
-STEPS_OF_A_GRAPH = 8
-CHUNK = 1024  # steps between two looks of the host
+STEPS_OF_A_GRAPH = 32
+CHUNK = 128  # steps between two looks of the host; up to twice as many are empty ones at the end
 LOG_STEPS = 2 * CHUNK
 
 

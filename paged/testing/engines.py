@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import torch
 
-from paged.attention.reference import ReferenceAttention
 from paged.engine import Engine
 from paged.eviction.base import ScoreEviction
 from paged.eviction.lru import score as lru
@@ -19,7 +18,7 @@ from paged.schedulers.base import RankScheduler
 from paged.sizing import choose_num_host_pages
 from paged.state import Sizes
 from paged.structured.base import GrammarCompiler
-from paged.testing.oracle import OracleModel
+from paged.testing.oracle import NoAttention, OracleModel
 
 VOCAB_SIZE = 64
 
@@ -68,7 +67,7 @@ def oracle_engine(
         scheduler=scheduler,
         kv=kv,
         eviction=eviction or ScoreEviction(lru),
-        attention=ReferenceAttention(),
+        attention=NoAttention(),
         sampler=sampler or GreedySampler(),
         device=torch.device(device),
         in_flight=in_flight,

@@ -9,9 +9,16 @@ from collections.abc import Sequence
 
 import torch
 
-from paged.interfaces import AttentionMeta
+from paged.interfaces import Attention, AttentionMeta
 from paged.kernels.control.hashing import mix_ref
 from paged.state import Sizes, StepPlan
+
+
+class NoAttention(Attention):
+    """The attention of a model that has none."""
+
+    def forward(self, *arguments: object) -> torch.Tensor:
+        raise NotImplementedError("a model without attention layers was given this one")
 
 
 class OracleModel:

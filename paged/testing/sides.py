@@ -33,7 +33,8 @@ from paged.kernels.control.release import release, release_ref
 from paged.kernels.control.schedule import schedule
 from paged.kernels.control.schedule_ref import schedule_ref
 from paged.kernels.control.swap import swap, swap_ref
-from paged.kernels.control.update import update, update_ref
+from paged.kernels.control.update import update
+from paged.kernels.control.update_ref import update_ref
 from paged.mailbox import Mailbox
 from paged.schedulers.fcfs import rank as fcfs
 from paged.state import WAITING, PagePool, RequestTable, Sizes, StepPlan
@@ -181,7 +182,7 @@ class ReferenceSide(Side):
         evict_ref(self.pool, low_water)
 
 
-SCRATCH = {"score", "evict_counts", "evict_arrivals"}
+SCRATCH = {"score", "evict_counts", "evict_arrivals", "publish_arrivals"}
 APPROXIMATE = {"beam_finished"}  # of exp2, log2 and a division, whose last bits are the hardware's
 
 

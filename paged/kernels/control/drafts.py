@@ -46,6 +46,7 @@ from paged.kernels.control.columns import (
     TAIL,
     TOTAL_LEN,
 )  # fmt: skip
+from paged.kernels.launch import pdl
 
 
 @triton.jit(do_not_specialize=["budget"])
@@ -54,8 +55,11 @@ def _grant_drafts_kernel(
     seq_ring, num_drafts, cu_seqlens_q, seq_lens, sample_slots, sample_offsets, logits_indices,
     budget,
     R: tl.constexpr, S: tl.constexpr, PAGE_SIZE: tl.constexpr, DRAFTS: tl.constexpr,
-    LANES: tl.constexpr, WIDTH: tl.constexpr,
+    LANES: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     lane = tl.arange(0, LANES)
     num_seqs = tl.load(counts + 1)
     live = lane < num_seqs
@@ -96,8 +100,7 @@ def _grant_drafts_kernel(
     tl.store(seq_ring + lane, tl.cumsum(pages, axis=0) - pages, mask=live)
     tl.store(columns + NUM_PAGES * R + slot, held + pages, mask=live)
     tl.store(counters + HEAD, head + tl.sum(ahead, axis=0))
-    tl.store(cu_seqlens_q + lane, tokens_incl - grant, mask=live)
-    tl.store(cu_seqlens_q + lane, num_tokens, mask=(lane >= num_seqs) & (lane <= S))
+    tl.store(cu_seqlens_q + 1 + lane, tl.where(live, tokens_incl, num_tokens), mask=lane < S)
     tl.store(seq_lens + lane, start + grant, mask=live)
     rows = tl.where(draws, 1 + drafts, 0)
     first = tl.cumsum(rows, axis=0) - rows
@@ -118,8 +121,11 @@ def _verify_drafts_kernel(
     columns, token_ids, stop_ids, counts, grant_ptr, slot_sample, seq_slots, num_drafts,
     draft_tokens, sampled_tokens, num_accepted,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, DRAFTS: tl.constexpr, LANES: tl.constexpr,
-    WIDTH: tl.constexpr,
+    WIDTH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     lane = tl.arange(0, LANES)
     live = lane < tl.load(counts + 1)
     slot = tl.load(seq_slots + lane, mask=live, other=0)
@@ -151,7 +157,7 @@ def _verify_drafts_kernel(
 
 
 def _shape(sizes, width: int) -> dict[str, int]:
-    lanes = triton.next_power_of_2(sizes.max_num_seqs + 1)
+    lanes = triton.next_power_of_2(sizes.max_num_seqs)
     return {
         "R": sizes.num_slots, "DRAFTS": sizes.num_draft_tokens, "LANES": lanes,
         "WIDTH": triton.next_power_of_2(width), "num_warps": 8 if lanes > 256 else 4,
@@ -170,7 +176,7 @@ def grant_drafts(requests, pool, plan, *, budget: int) -> None:
         plan.seq_start, plan.seq_held, plan.seq_pages, plan.seq_ring, plan.num_drafts,
         plan.cu_seqlens_q, plan.seq_lens, plan.sample_slots, plan.sample_offsets,
         plan.logits_indices, budget, S=sizes.max_num_seqs, PAGE_SIZE=sizes.page_size,
-        **_shape(sizes, 1 + sizes.num_draft_tokens),
+        **_shape(sizes, 1 + sizes.num_draft_tokens), **pdl(),
     )  # fmt: skip
 
 
@@ -181,7 +187,7 @@ def verify_drafts(requests, plan) -> None:
         requests.columns, requests.token_ids, requests.stop_ids, plan.counts, plan.grant,
         plan.slot_sample, plan.seq_slots, plan.num_drafts, plan.draft_tokens, plan.sampled_tokens,
         plan.num_accepted, MAX_LEN_TOKENS=sizes.max_model_len,
-        **_shape(sizes, sizes.num_draft_tokens),
+        **_shape(sizes, sizes.num_draft_tokens), **pdl(),
     )  # fmt: skip
 
 

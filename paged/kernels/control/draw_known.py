@@ -11,13 +11,17 @@ import triton.language as tl
 
 from paged.kernels.control.columns import TOTAL_LEN
 from paged.kernels.control.stage import stage
+from paged.kernels.launch import pdl
 
 
 @triton.jit
 def _draw_known_kernel(
     columns, token_ids, sample_slots, num_samples, sampled_tokens,
-    R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, LANES: tl.constexpr,
+    R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, LANES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.arange(0, LANES)
     live = row < tl.load(num_samples)
     slot = tl.load(sample_slots + row, mask=live, other=0)
@@ -34,7 +38,7 @@ def draw_known(requests, plan) -> None:
         requests.columns, requests.token_ids, plan.sample_slots, plan.num_samples,
         plan.sampled_tokens,
         R=sizes.num_slots, MAX_LEN_TOKENS=sizes.max_model_len,
-        LANES=triton.next_power_of_2(sizes.max_num_samples),
+        LANES=triton.next_power_of_2(sizes.max_num_samples), **pdl(),
     )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ from paged.kernels.control.drive_state import (
 )
 from paged.kernels.control.ingest import Commands
 from paged.kernels.control.update import Events
-from paged.kernels.launch import check_tensor
+from paged.kernels.launch import check_tensor, pdl
 
 
 @triton.jit(do_not_specialize=["low_water", "room"])
@@ -58,11 +58,14 @@ def _drive_kernel(
     RESERVES: tl.constexpr, IN_FLIGHT: tl.constexpr, DEPTH: tl.constexpr,
     EVENT_WORDS: tl.constexpr, MAX_COMMANDS: tl.constexpr, COMMAND_WORDS: tl.constexpr,
     LOG_WORDS: tl.constexpr, LOG_STEPS: tl.constexpr, NUM_CAPACITIES: tl.constexpr,
-    WIDTH: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.constexpr,
+    WIDTH: tl.constexpr, LANES: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    step = tl.load(counters + STEP)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    step, ended = tl.load(counters + STEP), tl.load(state + ENDED)
     entry = step % DEPTH
-    if tl.load(state + ENDED) == tl.load(state + NUM_REQUESTS):
+    if ended == tl.load(state + NUM_REQUESTS):
         tl.store(headers + entry * 2, tl.zeros((), tl.int64))
         return
     if step > 0:
@@ -81,6 +84,8 @@ def _drive_kernel(
         words + entry * MAX_COMMANDS * COMMAND_WORDS, room, R, MAX_COMMANDS, COMMAND_WORDS, WIDTH,
     )  # fmt: skip
     tl.debug_barrier()
+    sent = tl.load(state + WRITTEN)
+    free_pages, wanted_pages = tl.load(state + FREE_PAGES), tl.load(state + WANTED_PAGES)
     underway = tl.zeros((), tl.int64)
     for back in tl.static_range(1, IN_FLIGHT):
         before = flights + (step - back + DEPTH) % DEPTH * FLIGHT_WORDS
@@ -92,9 +97,9 @@ def _drive_kernel(
     tl.store(flight + LAUNCHED, now)
     tl.store(flight + CAPACITY, capacity)
     tl.store(flight + PROMPT_TOKENS, prompts)
-    tl.store(flight + SENT, tl.load(state + WRITTEN))
+    tl.store(flight + SENT, sent)
     tl.store(counters + TOKEN_LIMIT, capacity)
-    short = (tl.load(state + FREE_PAGES) < low_water) | (tl.load(state + WANTED_PAGES) > 0)
+    short = (free_pages < low_water) | (wanted_pages > 0)
     tl.store(counters + EVICT_LIMIT, tl.where(short, UNBOUND, 0).to(tl.int64))
 
 
@@ -132,5 +137,5 @@ def drive(
         EVENT_WORDS=events.words.shape[1], MAX_COMMANDS=max_commands, COMMAND_WORDS=width,
         LOG_WORDS=LOG_WORDS, LOG_STEPS=steps, NUM_CAPACITIES=len(run.capacities),
         WIDTH=triton.next_power_of_2(width), LANES=lanes, CHUNK=min(32, lanes),
-        num_warps=8 if lanes > 256 else 4,
+        num_warps=8 if lanes > 256 else 4, **pdl(),
     )  # fmt: skip

@@ -57,6 +57,7 @@ from paged.kernels.control.drive_state import (
     WAITS,
     WANTED_PAGES,
 )
+from paged.kernels.control.packing import high_of, low_of, pack_pair, spread_lanes
 from paged.kernels.control.update import HEADER_WORDS
 
 
@@ -67,18 +68,18 @@ def look(
     RESERVES: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Log what the memory is for that the last step left."""
-    slot = tl.arange(0, LANES)
+    slot = spread_lanes(LANES)
     status = tl.load(columns + STATUS * R + slot, mask=slot < R, other=0)
-    running = status == RUNNING
-    computed = tl.load(columns + NUM_COMPUTED * R + slot, mask=running, other=0)
-    held = tl.load(columns + NUM_PAGES * R + slot, mask=running, other=0)
-    longest = tl.load(columns + MAX_LEN * R + slot, mask=running, other=0)
-    unused = held * PAGE_SIZE - computed
-    to_come = tl.minimum(unused, tl.maximum(longest - computed, 0))
-    beyond = tl.sum(unused.to(tl.int64), axis=0)
-    reserved = tl.sum(to_come.to(tl.int64), axis=0)
+    computed = tl.load(columns + NUM_COMPUTED * R + slot, mask=slot < R, other=0)
+    held = tl.load(columns + NUM_PAGES * R + slot, mask=slot < R, other=0)
+    longest = tl.load(columns + MAX_LEN * R + slot, mask=slot < R, other=0)
     cached = tl.load(counters + NUM_CACHED) * PAGE_SIZE
     free = (tl.load(counters + TAIL) - tl.load(counters + HEAD)) * PAGE_SIZE
+    running = status == RUNNING
+    unused = tl.where(running, held * PAGE_SIZE - computed, 0)
+    to_come = tl.minimum(unused, tl.maximum(longest - computed, 0))
+    in_all = tl.sum(pack_pair(unused, to_come), axis=0)
+    beyond, reserved = high_of(in_all), low_of(in_all)
     taken = NUM_POOL_PAGES * PAGE_SIZE - cached - free
     external = free * 0
     if RESERVES:
@@ -86,8 +87,8 @@ def look(
         waited_for = tl.sum((status == WAITING).to(tl.int32), axis=0) > 0
         external = tl.where(has_seat & waited_for, free, 0)
     tl.store(row + SPLIT + 0, taken - beyond)
-    tl.store(row + SPLIT + 1, reserved)
-    tl.store(row + SPLIT + 2, beyond - reserved)
+    tl.store(row + SPLIT + 1, reserved.to(tl.int64))
+    tl.store(row + SPLIT + 2, (beyond - reserved).to(tl.int64))
     tl.store(row + SPLIT + 3, external)
     tl.store(row + SPLIT + 4, cached)
     tl.store(row + SPLIT + 5, free - external)
@@ -112,14 +113,33 @@ def hear(
     R: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """What the host does with a step's events: its clock, its ledger, and the results."""
+    # All that is known before the events is loaded first: no load can be moved over a store.
     field = tl.arange(0, 16)
     header = tl.load(entry + field, mask=field < NUM_FIELDS, other=0) & LOW_48
-    tl.store(row + field, header, mask=field < NUM_FIELDS)
     begin, duration, now = _pass_time(state, flight, entry, cost)
-    tl.store(row + BEGIN, begin)
-    tl.store(row + DURATION, duration)
-    slot = tl.arange(0, LANES)
     num_events = (tl.load(entry) & LOW_48).to(tl.int32)
+    full = (tl.load(entry + 1) & LOW_48) >= tl.load(flight + CAPACITY)
+    free_pages, wanted_pages = tl.load(entry + 3) & LOW_48, tl.load(entry + 5) & LOW_48
+    num_waiting, num_admitted = tl.load(entry + 7) & LOW_48, tl.load(entry + 9) & LOW_48
+    sent = tl.load(flight + SENT)
+    next_turn, num_free = tl.load(state + NEXT_TURN), tl.load(state + NUM_FREE)
+    num_ended, num_steps = tl.load(state + ENDED), tl.load(state + NUM_STEPS)
+    slot = spread_lanes(LANES)
+    live = slot < R
+    own = ledger + slot
+    phase = tl.load(own + PHASE * R, mask=live, other=0)
+    length = tl.load(own + LENGTH * R, mask=live, other=0)
+    to_prefill = tl.load(own + TO_PREFILL * R, mask=live, other=0)
+    prefilling = tl.load(own + PREFILLING * R, mask=live, other=0)
+    request = tl.load(own + REQUEST * R, mask=live, other=0).to(tl.int64)
+    outcome = outcomes + request * OUTCOME_WORDS
+    queued = tl.load(outcome + QUEUED, mask=live, other=0)
+    first_token = tl.load(outcome + FIRST_TOKEN, mask=live, other=0)
+    drawn = tl.load(outcome + NUM_TOKENS, mask=live, other=0)
+    hits = tl.load(outcome + CACHED_TOKENS, mask=live, other=0)
+    times = tl.load(outcome + PREEMPTIONS, mask=live, other=0)
+    lost = tl.load(outcome + DROPPED_TOKENS, mask=live, other=0)
+
     for first in range(0, num_events, LANES):
         there = first + slot < num_events
         word = tl.load(entry + HEADER_WORDS + 2 * (first + slot), mask=there, other=0)
@@ -127,8 +147,6 @@ def hear(
         value = (word & 0xFFFFFF).to(tl.int32)
         tl.store(ledger + (HEARD + kind - 1) * R + of, value + 1, mask=there)
     tl.debug_barrier()  # events lie by slot now
-    live = slot < R
-    own = ledger + slot
     cached = tl.load(own + HEARD * R, mask=live, other=0) - 1
     dropped = tl.load(own + (HEARD + 1) * R, mask=live, other=0) - 1
     drew = tl.load(own + (HEARD + 2) * R, mask=live, other=0) > 0
@@ -137,58 +155,45 @@ def hear(
         tl.store(own + (HEARD + kind) * R, 0, mask=live)
     admitted, preempted, ended = cached >= 0, dropped >= 0, reason >= 0
 
-    phase = tl.load(own + PHASE * R, mask=live, other=0)
-    length = tl.load(own + LENGTH * R, mask=live, other=0)
-    to_prefill = tl.load(own + TO_PREFILL * R, mask=live, other=0)
-    prefilling = tl.load(own + PREFILLING * R, mask=live, other=0)
     phase = tl.where(admitted, RUNS, tl.where(preempted, WAITS, phase))
     to_prefill = tl.where(admitted, length - cached, tl.where(preempted, length, to_prefill))
     prefilling = tl.where(admitted, 1, prefilling)
+    flags = pack_pair(preempted, ended)
+    before, in_all = tl.cumsum(flags, axis=0) - flags, tl.sum(flags, axis=0)
+    num_gone = low_of(in_all)
+    recomputed = tl.where(admitted, tl.maximum(lost - cached, 0), 0)
+    kept = pack_pair(tl.where(admitted, cached, 0), tl.where(preempted, dropped, 0))
+    of_cache = tl.sum(kept, axis=0)
+
     tl.store(own + PHASE * R, tl.where(ended, NOBODY, phase), mask=live)
     tl.store(own + LENGTH * R, length + drew.to(tl.int32), mask=live)
     tl.store(own + TO_PREFILL * R, to_prefill, mask=live)
     tl.store(own + PREFILLING * R, tl.where(drew, 0, prefilling), mask=live)
-    again = preempted.to(tl.int64)
-    turn = tl.load(state + NEXT_TURN) + tl.cumsum(again, axis=0) - again
-    tl.store(own + TURN * R, turn.to(tl.int32), mask=preempted)
-    gone = ended.to(tl.int64)
-    num_free, num_gone = tl.load(state + NUM_FREE), tl.sum(gone, axis=0)
-    place = num_free + tl.cumsum(gone, axis=0) - gone
-    tl.store(ledger + FREE_SLOTS * R + place, slot, mask=ended)
-
-    request = tl.load(own + REQUEST * R, mask=live, other=0).to(tl.int64)
-    outcome = outcomes + request * OUTCOME_WORDS
-    first_time = tl.load(outcome + QUEUED, mask=admitted, other=0) < 0
-    tl.store(outcome + QUEUED, tl.zeros_like(request) + begin, mask=admitted & first_time)
-    lost = tl.load(outcome + DROPPED_TOKENS, mask=admitted, other=0)
-    recomputed = tl.where(admitted, tl.maximum(lost - cached, 0), 0)
-    hits = tl.load(outcome + CACHED_TOKENS, mask=admitted, other=0)
+    tl.store(own + TURN * R, (next_turn + high_of(before)).to(tl.int32), mask=preempted)
+    tl.store(ledger + FREE_SLOTS * R + num_free + low_of(before), slot, mask=ended)
+    tl.store(outcome + QUEUED, tl.zeros_like(request) + begin, mask=admitted & (queued < 0))
     tl.store(outcome + CACHED_TOKENS, hits + cached, mask=admitted)
     tl.store(outcome + DROPPED_TOKENS, dropped, mask=admitted | preempted)  # -1: none
-    times = tl.load(outcome + PREEMPTIONS, mask=preempted, other=0)
     tl.store(outcome + PREEMPTIONS, times + 1, mask=preempted)
-    unseen = tl.load(outcome + FIRST_TOKEN, mask=drew, other=0) < 0
-    tl.store(outcome + FIRST_TOKEN, tl.zeros_like(request) + now, mask=drew & unseen)
+    tl.store(outcome + FIRST_TOKEN, tl.zeros_like(request) + now, mask=drew & (first_token < 0))
     tl.store(outcome + LAST_TOKEN, tl.zeros_like(request) + now, mask=drew)
-    drawn = tl.load(outcome + NUM_TOKENS, mask=drew, other=0)
     tl.store(outcome + NUM_TOKENS, drawn + 1, mask=drew)
     tl.store(outcome + REASON, reason, mask=ended)
-    tl.store(row + CACHED, tl.sum(tl.where(admitted, cached, 0).to(tl.int64), axis=0))
-    tl.store(row + DROPPED, tl.sum(tl.where(preempted, dropped, 0).to(tl.int64), axis=0))
+    tl.store(row + field, header, mask=field < NUM_FIELDS)
+    tl.store(row + BEGIN, begin)
+    tl.store(row + DURATION, duration)
+    tl.store(row + CACHED, high_of(of_cache).to(tl.int64))
+    tl.store(row + DROPPED, low_of(of_cache).to(tl.int64))
     tl.store(row + RECOMPUTED, tl.sum(recomputed, axis=0))
 
-    full = (tl.load(entry + 1) & LOW_48) >= tl.load(flight + CAPACITY)
-    blocked = ((tl.load(entry + 7) & LOW_48) > 0) & ((tl.load(entry + 9) & LOW_48) == 0)
-    num_ended, num_steps = tl.load(state + ENDED), tl.load(state + NUM_STEPS)
-    next_turn = tl.load(state + NEXT_TURN)
-    tl.debug_barrier()  # all threads have read what is written now
+    blocked = (num_waiting > 0) & (num_admitted == 0) & ~full & (num_gone == 0)
     tl.store(state + IDLE_SINCE, begin + duration)
-    tl.store(state + BLOCKED, (blocked & ~full & (num_gone == 0)).to(tl.int64))
-    tl.store(state + FREE_PAGES, tl.load(entry + 3) & LOW_48)
-    tl.store(state + WANTED_PAGES, tl.load(entry + 5) & LOW_48)
-    tl.store(state + CONSUMED, tl.load(flight + SENT))
+    tl.store(state + BLOCKED, blocked.to(tl.int64))
+    tl.store(state + FREE_PAGES, free_pages)
+    tl.store(state + WANTED_PAGES, wanted_pages)
+    tl.store(state + CONSUMED, sent)
     tl.store(state + NOW, now)
     tl.store(state + NUM_FREE, num_free + num_gone)
-    tl.store(state + NEXT_TURN, next_turn + tl.sum(again, axis=0))
+    tl.store(state + NEXT_TURN, next_turn + high_of(in_all))
     tl.store(state + ENDED, num_ended + num_gone)
     tl.store(state + NUM_STEPS, num_steps + 1)

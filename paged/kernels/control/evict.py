@@ -31,9 +31,10 @@ from paged.kernels.control.columns import (
     Page,
     load_now,
 )  # fmt: skip
+from paged.kernels.control.packing import high_of, low_of, pack_pair, spread_lanes
 from paged.kernels.control.stage import stage
 from paged.kernels.grid_barrier import grid_barrier
-from paged.kernels.launch import interpreted
+from paged.kernels.launch import interpreted, pdl
 from paged.kernels.linear_persistent import multiprocessors
 
 RADIX_BITS = tl.constexpr(8)
@@ -86,13 +87,17 @@ def _evict_kernel(
     histogram, tile_counts, arrivals, free_ring, entry_of, table_page, table_hash, args,
     low_water, num_pages,
     SCORE: tl.constexpr, RING: tl.constexpr, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     total = _num_evicted(counters, low_water)
     if total == 0:
         tl.store(counters + SHORTFALL, tl.zeros((), tl.int64))
         return
     tail, num_cached = tl.load(counters + TAIL), tl.load(counters + NUM_CACHED)
-    page = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    page = tl.program_id(0) * BLOCK + spread_lanes(BLOCK)
     key = _load_keys(
         counters, ref_count, last_used, hits, born, depth, parent, parent_serial, serial, score,
         args, page, page < num_pages, SCORE,
@@ -107,26 +112,29 @@ def _evict_kernel(
         of_tile = tl.histogram(digit, RADIX, mask=counts)
         tl.atomic_add(histogram + done * RADIX + lane, of_tile, mask=of_tile > 0)
         grid_barrier(arrivals)
-        count = tl.load(histogram + done * RADIX + lane, cache_modifier=".cg").to(tl.int64)
+        count = tl.load(histogram + done * RADIX + lane, cache_modifier=".cg")
         # The digit of the last page wanted: the first whose inclusive count reaches `ties`.
-        chosen = tl.sum((tl.cumsum(count, axis=0) < ties).to(tl.int64), axis=0)
-        ties -= tl.sum(tl.where(lane < chosen, count, 0), axis=0)
-        threshold = (threshold << RADIX_BITS) | chosen
+        before = tl.cumsum(count, axis=0) < ties
+        chosen = tl.sum(pack_pair(before, tl.where(before, count, 0)), axis=0)
+        ties -= low_of(chosen)
+        threshold = (threshold << RADIX_BITS) | high_of(chosen)
 
     below = (key < threshold).to(tl.int32)
     equal = (key == threshold).to(tl.int32)
-    tl.store(tile_counts + tl.program_id(0) * 2, tl.sum(below, axis=0))
-    tl.store(tile_counts + tl.program_id(0) * 2 + 1, tl.sum(equal, axis=0))
+    in_tile = tl.sum(pack_pair(below, equal), axis=0)
+    tl.store(tile_counts + tl.program_id(0) * 2, high_of(in_tile))
+    tl.store(tile_counts + tl.program_id(0) * 2 + 1, low_of(in_tile))
     grid_barrier(arrivals)
     tile = tl.arange(0, PROGRAMS)
     earlier = tile < tl.program_id(0)
     below_before = tl.load(tile_counts + tile * 2, mask=earlier, other=0, cache_modifier=".cg")
     equal_before = tl.load(tile_counts + tile * 2 + 1, mask=earlier, other=0, cache_modifier=".cg")
-    num_below, num_equal = tl.sum(below_before, axis=0), tl.sum(equal_before, axis=0)
+    before = tl.sum(pack_pair(below_before, equal_before), axis=0)
+    num_below, num_equal = high_of(before), low_of(before)
     taken_equal = (equal != 0) & (num_equal + tl.cumsum(equal, axis=0) <= ties)
     taken = ((below != 0) | taken_equal).to(tl.int32)
-    before = num_below + tl.minimum(num_equal.to(tl.int64), ties)
-    at = tail + before + tl.cumsum(taken, axis=0) - taken
+    ahead = num_below + tl.minimum(num_equal.to(tl.int64), ties)
+    at = tail + ahead + tl.cumsum(taken, axis=0) - taken
     tl.store(free_ring + at % RING, page, mask=taken != 0)
     entry = tl.load(entry_of + page, mask=taken != 0, other=0)
     tl.store(table_page + entry, -1, mask=taken != 0)
@@ -158,7 +166,7 @@ def evict(pool, low_water: int, score=None, args: tuple = ()) -> None:
         pool.evict_counts, pool.evict_arrivals, pool.free_ring, pool.entry, pool.table_page,
         pool.table_hash, args, low_water,
         num_pages=pages, SCORE=score, RING=pool.free_ring.shape[0],
-        PROGRAMS=triton.next_power_of_2(programs), BLOCK=block, num_warps=8, num_stages=1,
+        PROGRAMS=triton.next_power_of_2(programs), BLOCK=block, num_warps=8, num_stages=1, **pdl(),
     )  # fmt: skip
 
 

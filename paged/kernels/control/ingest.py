@@ -53,13 +53,15 @@ from paged.kernels.control.columns import (
 )  # fmt: skip
 from paged.kernels.control.hashing import mix
 from paged.kernels.control.stage import stage
-from paged.kernels.launch import interpreted
+from paged.kernels.launch import interpreted, pdl
 from paged.kernels.logit_edits import EDIT_BAD_WORDS, EDIT_BIAS, EDIT_MASK, WORDS
 
 SUBMIT = tl.constexpr(1)
 ABORT = tl.constexpr(2)
 MASK = tl.constexpr(3)  # reads KIND, SLOT, W_LOGIT_EDITS and W_MASK_LEN
 NUM_FLOATS = tl.constexpr(6)
+FLOAT_LANES = tl.constexpr(8)
+COLUMN_LANES = tl.constexpr(64)  # powers of two that hold them
 
 # Words of a command, int64. Floats travel as the bits of their float32.
 KIND = tl.constexpr(0)
@@ -115,6 +117,31 @@ def _copy_row(source, target, slot, WIDTH: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
+def _word_of(column):
+    """The word of a submission that goes into the column as it is, or -1."""
+    at = tl.where(column == ARRIVAL, W_ARRIVAL, -1)
+    at = tl.where(column == ARRIVAL_MS, W_ARRIVAL_MS, at)
+    at = tl.where(column == PRIORITY, W_PRIORITY, at)
+    at = tl.where(column == CLIENT, W_CLIENT, at)
+    at = tl.where(column == PROMPT_LEN, W_PROMPT_LEN, at)
+    at = tl.where(column == TOTAL_LEN, W_TOTAL_LEN, at)
+    at = tl.where(column == MAX_LEN, W_MAX_LEN, at)
+    at = tl.where(column == MIN_LEN, W_MIN_LEN, at)
+    at = tl.where(column == PREDICTED_LEN, W_PREDICTED_LEN, at)
+    at = tl.where(column == DEADLINE_MS, W_DEADLINE_MS, at)
+    at = tl.where(column == TOP_K, W_TOP_K, at)
+    at = tl.where(column == PARENT, W_PARENT, at)
+    at = tl.where(column == PARENT_ARRIVAL, W_PARENT_ARRIVAL, at)
+    at = tl.where(column == NUM_FORKS, W_NUM_FORKS, at)
+    at = tl.where(column == LOGIT_EDITS, W_LOGIT_EDITS, at)
+    at = tl.where(column == MASK_LEN, W_MASK_LEN, at)
+    at = tl.where(column == NUM_LOGPROBS, W_NUM_LOGPROBS, at)
+    at = tl.where(column == BEAM_WIDTH, W_BEAM_WIDTH, at)
+    at = tl.where(column == BEAM_INDEX, W_BEAM_INDEX, at)
+    return tl.where(column == EARLY_STOPPING, W_EARLY_STOPPING, at)
+
+
+@triton.jit
 def _ingest_kernel(
     headers, words, prompts, posted_edits, posted_masks, counters, columns, sampling, seed,
     stop_ids, token_ids, page_hash, edits, token_mask, length_penalty, beam_score, beam_slots,
@@ -123,80 +150,69 @@ def _ingest_kernel(
     DEPTH: tl.constexpr, MAX_COMMANDS: tl.constexpr, COMMAND_WORDS: tl.constexpr,
     PAGE_SIZE: tl.constexpr, TILE_PAGES: tl.constexpr, NUM_COLUMNS: tl.constexpr,
     EDIT_WORDS: tl.constexpr, MASK_WORDS: tl.constexpr, MAX_BEAM_WIDTH: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     index = tl.program_id(0)
     entry = (tl.load(counters + STEP) % DEPTH).to(tl.int32)
+    num_commands, now_ms = tl.load(headers + entry * 2), tl.load(headers + entry * 2 + 1)
     if index == 0:
-        tl.store(counters + NOW_MS, tl.load(headers + entry * 2 + 1))
-    if index >= tl.load(headers + entry * 2):
+        tl.store(counters + NOW_MS, now_ms)
+    if index >= num_commands:
         return
     word = words + (entry * MAX_COMMANDS + index) * COMMAND_WORDS
-    slot = tl.load(word + SLOT).to(tl.int32)
-    status = tl.load(columns + STATUS * R + slot)
-    if tl.load(word + KIND) == ABORT:
+    slot, kind = tl.load(word + SLOT).to(tl.int32), tl.load(word + KIND)
+    asked = tl.load(word + W_LOGIT_EDITS).to(tl.int32)
+    if kind == ABORT:
+        status = tl.load(columns + STATUS * R + slot)
         # A request that ended by itself in an earlier step is already free: nothing to abort.
         if (status == WAITING) | (status == RUNNING) | (status == FORKING):
             tl.store(columns + STATUS * R + slot, FINISHED)
             tl.store(columns + FINISH_REASON * R + slot, REASON_ABORT)
         return
-    asked = tl.load(word + W_LOGIT_EDITS).to(tl.int32)
     if (asked & EDIT_MASK) != 0:
         _copy_row(posted_masks, token_mask, slot, MASK_WORDS, 1024)
-    if tl.load(word + KIND) == MASK:
+    if kind == MASK:
         tl.store(columns + MASK_LEN * R + slot, tl.load(word + W_MASK_LEN).to(tl.int32))
         return
     if (asked & (EDIT_BIAS | EDIT_BAD_WORDS)) != 0:
         _copy_row(posted_edits, edits, slot, EDIT_WORDS, 1024)
 
+    # The words lie in the host's memory: all are on their way before the first is waited for.
+    column = tl.arange(0, COLUMN_LANES)
+    at = _word_of(column)
+    row = tl.load(word + at, mask=at >= 0, other=0).to(tl.int32)
+    field = tl.arange(0, FLOAT_LANES)
+    floats = tl.load(word + W_TEMPERATURE + field, mask=field < NUM_FLOATS, other=0).to(tl.int32)
+    stops = tl.arange(0, NUM_STOP_IDS)
+    stop_tokens = tl.load(word + W_STOP_IDS + stops).to(tl.int32)
+    row_seed, start = tl.load(word + W_SEED), tl.load(word + PROMPT_AT)
     prompt_len = tl.load(word + W_PROMPT_LEN).to(tl.int32)
-    for column in tl.static_range(NUM_COLUMNS):
-        tl.store(columns + column * R + slot, 0)
-    tl.store(columns + STATUS * R + slot, WAITING)
-    tl.store(columns + ARRIVAL * R + slot, tl.load(word + W_ARRIVAL).to(tl.int32))
-    tl.store(columns + ARRIVAL_MS * R + slot, tl.load(word + W_ARRIVAL_MS).to(tl.int32))
-    tl.store(columns + PRIORITY * R + slot, tl.load(word + W_PRIORITY).to(tl.int32))
-    tl.store(columns + CLIENT * R + slot, tl.load(word + W_CLIENT).to(tl.int32))
-    tl.store(columns + PROMPT_LEN * R + slot, prompt_len)
-    tl.store(columns + TOTAL_LEN * R + slot, tl.load(word + W_TOTAL_LEN).to(tl.int32))
-    tl.store(columns + NUM_HASHED * R + slot, prompt_len // PAGE_SIZE)
-    tl.store(columns + MAX_LEN * R + slot, tl.load(word + W_MAX_LEN).to(tl.int32))
-    tl.store(columns + MIN_LEN * R + slot, tl.load(word + W_MIN_LEN).to(tl.int32))
-    tl.store(columns + PREDICTED_LEN * R + slot, tl.load(word + W_PREDICTED_LEN).to(tl.int32))
-    tl.store(columns + DEADLINE_MS * R + slot, tl.load(word + W_DEADLINE_MS).to(tl.int32))
-    tl.store(columns + TOP_K * R + slot, tl.load(word + W_TOP_K).to(tl.int32))
-    tl.store(columns + PARENT * R + slot, tl.load(word + W_PARENT).to(tl.int32))
-    tl.store(columns + PARENT_ARRIVAL * R + slot, tl.load(word + W_PARENT_ARRIVAL).to(tl.int32))
-    tl.store(columns + NUM_FORKS * R + slot, tl.load(word + W_NUM_FORKS).to(tl.int32))
+    known_len = prompt_len + tl.load(word + W_NUM_FORCED).to(tl.int32)
     width = tl.load(word + W_BEAM_WIDTH).to(tl.int32)
+    beam_index = tl.load(word + W_BEAM_INDEX).to(tl.int32)
+    parent = tl.load(word + W_PARENT).to(tl.int32)
+    penalty = tl.load(word + W_LENGTH_PENALTY).to(tl.int32)
+
+    row = tl.where(column == STATUS, WAITING, row)
+    row = tl.where(column == NUM_HASHED, prompt_len // PAGE_SIZE, row)
+    row = tl.where(column == FORCED_LEN, known_len, row)
+    tl.store(columns + column * R + slot, row, mask=column < NUM_COLUMNS)
+    bits = floats.to(tl.float32, bitcast=True)
+    tl.store(sampling + field * R + slot, bits, mask=field < NUM_FLOATS)
+    tl.store(stop_ids + slot * NUM_STOP_IDS + stops, stop_tokens)
+    tl.store(seed + slot, row_seed)
     if width > 0:
-        index = tl.load(word + W_BEAM_INDEX).to(tl.int32)
-        parent = tl.load(word + W_PARENT).to(tl.int32)
         first = tl.where(parent > 0, parent - 1, slot)
-        tl.store(columns + BEAM_WIDTH * R + slot, width)
-        tl.store(columns + BEAM_INDEX * R + slot, index)
-        tl.store(columns + EARLY_STOPPING * R + slot, tl.load(word + W_EARLY_STOPPING).to(tl.int32))
-        bits = tl.load(word + W_LENGTH_PENALTY).to(tl.int32)
-        tl.store(length_penalty + slot, bits.to(tl.float32, bitcast=True))
-        tl.store(beam_score + slot, tl.where(index == 0, 0.0, WORST_SCORE))
-        tl.store(beam_slots + first * MAX_BEAM_WIDTH + index, slot)
+        tl.store(length_penalty + slot, penalty.to(tl.float32, bitcast=True))
+        tl.store(beam_score + slot, tl.where(beam_index == 0, 0.0, WORST_SCORE))
+        tl.store(beam_slots + first * MAX_BEAM_WIDTH + beam_index, slot)
         beam = tl.arange(0, MAX_BEAM_WIDTH)
         worst = tl.full([MAX_BEAM_WIDTH], WORST_SCORE, tl.float32)
         tl.store(beam_finished + slot * MAX_BEAM_WIDTH + beam, worst)
-    tl.store(seed + slot, tl.load(word + W_SEED))
-    tl.store(columns + LOGIT_EDITS * R + slot, asked)
-    known_len = prompt_len + tl.load(word + W_NUM_FORCED).to(tl.int32)
-    tl.store(columns + FORCED_LEN * R + slot, known_len)
-    tl.store(columns + MASK_LEN * R + slot, tl.load(word + W_MASK_LEN).to(tl.int32))
-    tl.store(columns + NUM_LOGPROBS * R + slot, tl.load(word + W_NUM_LOGPROBS).to(tl.int32))
-    for field in tl.static_range(NUM_FLOATS):
-        bits = tl.load(word + W_TEMPERATURE + field).to(tl.int32)
-        tl.store(sampling + field * R + slot, bits.to(tl.float32, bitcast=True))
-    stops = tl.arange(0, NUM_STOP_IDS)
-    tl.store(
-        stop_ids + slot * NUM_STOP_IDS + stops, tl.load(word + W_STOP_IDS + stops).to(tl.int32)
-    )
 
-    start = tl.load(word + PROMPT_AT)
     prefix = tl.zeros((), dtype=tl.int64)
     for first in range(0, known_len, TILE_PAGES * PAGE_SIZE):
         page = tl.arange(0, TILE_PAGES)
@@ -235,5 +251,5 @@ def ingest(requests, pool, commands: Commands, num_commands: int) -> None:
         R=sizes.num_slots, MAX_LEN_TOKENS=sizes.max_model_len, MAX_PAGES=sizes.max_pages_per_seq,
         DEPTH=depth, MAX_COMMANDS=max_commands, COMMAND_WORDS=width, PAGE_SIZE=sizes.page_size,
         TILE_PAGES=tile_pages, NUM_COLUMNS=requests.columns.shape[0], EDIT_WORDS=WORDS,
-        MASK_WORDS=requests.token_mask.shape[1], MAX_BEAM_WIDTH=MAX_BEAM_WIDTH.value,
+        MASK_WORDS=requests.token_mask.shape[1], MAX_BEAM_WIDTH=MAX_BEAM_WIDTH.value, **pdl(),
     )  # fmt: skip

@@ -42,7 +42,7 @@ from paged.kernels.control.columns import (
 )  # fmt: skip
 from paged.kernels.control.prefix import find_chain_ref, find_pages
 from paged.kernels.control.stage import stage
-from paged.kernels.launch import interpreted
+from paged.kernels.launch import interpreted, pdl
 
 ANY_SERIAL = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 
@@ -72,24 +72,27 @@ def _lookup_kernel(
     page_tokens, ref_count,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, MAX_PAGES: tl.constexpr,
     PAGE_SIZE: tl.constexpr, NUM_BUCKETS: tl.constexpr, UNCACHED: tl.constexpr,
-    TILE: tl.constexpr,
+    TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     for slot in range(tl.program_id(0), R, tl.num_programs(0)):
         status = tl.load(columns + STATUS * R + slot)
         if (status == WAITING) | (status == FORKING):
             total = tl.load(columns + TOTAL_LEN * R + slot)
+            joined = tl.load(columns + NUM_FORKS * R + slot) > 0
+            hashed = tl.load(columns + NUM_HASHED * R + slot)
             source, holds, shares = _parent_of(columns, slot, total, R)
             if UNCACHED > 1:
                 holds = holds & False
                 shares = shares & False
-            tl.store(columns + STATUS * R + slot, tl.where(holds, FORKING, WAITING))
             # A parent starts short of the prompt's last token, where its forks join it.
-            joined = tl.load(columns + NUM_FORKS * R + slot) > 0
             last = tl.maximum(total - 1 - joined.to(tl.int32), 0)
             if UNCACHED > 0:
                 prompt_len = tl.load(columns + PROMPT_LEN * R + slot)
                 last = tl.minimum(last, tl.maximum(prompt_len - UNCACHED, 0))
-            limit = tl.minimum(last // PAGE_SIZE, tl.load(columns + NUM_HASHED * R + slot))
+            limit = tl.minimum(last // PAGE_SIZE, hashed)
             limit = tl.where(holds | shares, 0, limit)
             tokens = token_ids + tl.cast(slot, tl.int64) * MAX_LEN_TOKENS
             table = block_table + tl.cast(slot, tl.int64) * MAX_PAGES
@@ -121,6 +124,7 @@ def _lookup_kernel(
                 page = first + tl.arange(0, TILE)
                 full = page < shared // PAGE_SIZE
                 tl.store(table + page, tl.load(theirs + page, mask=full), mask=full)
+            tl.store(columns + STATUS * R + slot, tl.where(holds, FORKING, WAITING))
             tl.store(columns + CACHED_LEN * R + slot, tl.where(shares, shared, hits * PAGE_SIZE))
             tl.store(columns + IDLE_HITS * R + slot, idle)
 
@@ -135,7 +139,7 @@ def lookup(requests, pool) -> None:
         pool.ref_count,
         R=sizes.num_slots, MAX_LEN_TOKENS=sizes.max_model_len, MAX_PAGES=sizes.max_pages_per_seq,
         PAGE_SIZE=sizes.page_size, NUM_BUCKETS=pool.num_buckets,
-        UNCACHED=_uncached(requests), TILE=tile_pages(sizes.page_size),
+        UNCACHED=_uncached(requests), TILE=tile_pages(sizes.page_size), **pdl(),
     )  # fmt: skip
 
 

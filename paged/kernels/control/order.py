@@ -32,7 +32,7 @@ from paged.kernels.control.columns import (
     load_row,
 )  # fmt: skip
 from paged.kernels.control.stage import stage
-from paged.kernels.launch import interpreted
+from paged.kernels.launch import interpreted, pdl
 
 
 @triton.jit
@@ -67,8 +67,11 @@ def _sort_key(
 def _order_kernel(
     columns, key, order, num_active, counters, args,
     RANK: tl.constexpr, R: tl.constexpr, PREEMPTIVE: tl.constexpr, BEAMS: tl.constexpr,
-    LANES: tl.constexpr, CHUNK: tl.constexpr,
+    LANES: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     slot = tl.program_id(0) * LANES + tl.arange(0, LANES)
     mine, my_tie, rank, _is_active = _sort_key(
         columns, key, counters, slot, args, RANK, R, PREEMPTIVE, BEAMS
@@ -101,11 +104,12 @@ def order(requests, pool, plan, rank=None, args: tuple = (), preemptive: bool = 
     """
     slots = requests.sizes.num_slots
     width = triton.next_power_of_2(slots)
-    lanes = width if interpreted() else min(32, width)
-    chunk = min(256, width)
+    lanes = width if interpreted() else min(8, width)
+    chunk = min(256 if interpreted() else 1024, width)
     _order_kernel[(triton.cdiv(slots, lanes),)](
         requests.columns, plan.key, plan.order, plan.num_active, pool.counters, args,
         RANK=rank, R=slots, PREEMPTIVE=preemptive, BEAMS=plan.beams, LANES=lanes, CHUNK=chunk,
+        **pdl(),
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from paged.kernels.control.columns import (
     TOTAL_LEN,
 )  # fmt: skip
 from paged.kernels.control.stage import stage
-from paged.kernels.launch import interpreted
+from paged.kernels.launch import interpreted, pdl
 
 
 @triton.jit
@@ -39,8 +39,11 @@ def _prepare_kernel(
     draft_tokens, input_ids, positions, slot_mapping,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, MAX_PAGES: tl.constexpr,
     RING: tl.constexpr, PAGE_SIZE: tl.constexpr, DRAFTS: tl.constexpr, COMPRESS: tl.constexpr,
-    INPUTS: tl.constexpr, TILE: tl.constexpr,
+    INPUTS: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     step = tl.load(counters + STEP).to(tl.int32)
     lane = tl.arange(0, TILE)
     for seq in range(tl.program_id(0), tl.load(counts + 1), tl.num_programs(0)):
@@ -48,6 +51,10 @@ def _prepare_kernel(
         held = tl.load(seq_held + seq)
         pages = tl.load(seq_pages + seq)
         num_hits = tl.load(seq_hits + seq)
+        copy = tl.load(seq_copy + seq)
+        begin = tl.load(cu_seqlens_q + seq)
+        count = tl.load(cu_seqlens_q + seq + 1) - begin
+        start = tl.load(seq_start + seq)
         table = block_table + slot.to(tl.int64) * MAX_PAGES
         base = tl.load(ring_base) + tl.load(seq_ring + seq)
         for first in range(0, pages, TILE):
@@ -56,7 +63,6 @@ def _prepare_kernel(
             page = tl.load(free_ring + (base + index) % RING, mask=new, other=0)
             tl.store(table + held + index, page, mask=new)
             tl.store(ref_count + page, 1, mask=new)
-        copy = tl.load(seq_copy + seq)
         if copy >= 0:
             parent = (tl.load(columns + PARENT * R + slot) - 1).to(tl.int64)
             tl.store(copy_source + copy, tl.load(block_table + parent * MAX_PAGES + num_hits))
@@ -92,9 +98,6 @@ def _prepare_kernel(
                 live = index < held + pages
                 page = tl.load(table + index, mask=live, other=0)
                 tl.store(batch_table + tl.cast(seq, tl.int64) * MAX_PAGES + index, page, mask=live)
-            begin = tl.load(cu_seqlens_q + seq)
-            count = tl.load(cu_seqlens_q + seq + 1) - begin
-            start = tl.load(seq_start + seq)
             moved = table
             if COMPRESS:
                 moved = table - tl.load(columns + NUM_DROPPED * R + slot)
@@ -135,7 +138,7 @@ def prepare(requests, pool, plan) -> None:
         R=sizes.num_slots, MAX_LEN_TOKENS=sizes.max_model_len, MAX_PAGES=sizes.max_pages_per_seq,
         RING=pool.free_ring.shape[0], PAGE_SIZE=sizes.page_size,
         DRAFTS=sizes.num_draft_tokens, COMPRESS=requests.page_budget is not None,
-        INPUTS=plan.inputs, TILE=1024 if interpreted() else 256,
+        INPUTS=plan.inputs, TILE=1024 if interpreted() else 256, **pdl(),
     )  # fmt: skip
 
 

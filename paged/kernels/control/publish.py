@@ -3,12 +3,13 @@
 A row publishes once its last token's logits were finite, which vouches for every page behind them;
 so a request that produced NaN never shares anything.
 
-Two launches. The first extends the row's prefix hashes and claims a bucket for each new page by
-an atomic maximum over (step, -ticket): the earliest page of the batch wins, whatever the order of
-the programs, and claims of older steps need no reset. The second walks each row's new pages: those
-already in the table (verified, see prefix.py) become the row's canonical pages, the first that is
-not and all after it are inserted while they hold their claim and their bucket has an open way.
-What loses waits: the row tries again with its next token.
+Two phases, and between them a barrier of the programs that have rows. The first extends the row's
+prefix hashes and claims a bucket for each new page by an atomic maximum over (step, -ticket): the
+earliest page of the batch wins, whatever the order of the programs, and claims of older steps need
+no reset. The second walks each row's new pages: those already in the table (verified, see
+prefix.py) become the row's canonical pages, the first that is not and all after it are inserted
+while they hold their claim and their bucket has an open way. What loses waits: the row tries again
+with its next token.
 
 A page that several rows hold (see prepare.py) has one key, so one of them enters it and the others
 find it there. One that another of them entered behind a page that has been evicted since cannot
@@ -39,7 +40,9 @@ from paged.kernels.control.hashing import mix, mix_ref
 from paged.kernels.control.lookup import tile_pages
 from paged.kernels.control.prefix import bucket_of, find_chain_ref, find_pages
 from paged.kernels.control.stage import stage
-from paged.kernels.launch import interpreted
+from paged.kernels.grid_barrier import meet
+from paged.kernels.launch import interpreted, pdl
+from paged.kernels.linear_persistent import multiprocessors
 
 
 @triton.jit
@@ -62,14 +65,25 @@ def _new_pages(
 
 
 @triton.jit
-def _claim_kernel(
-    columns, counters, token_ids, page_hash, canonical, chain_serial, serial, counts,
+def _claim_of(step, index, page, MAX_PAGES: tl.constexpr):
+    return (step << 32) | (0xFFFFFFFF - (index * MAX_PAGES + page).to(tl.int64))
+
+
+@triton.jit
+def _claim_buckets(
+    step, num_rows, columns, token_ids, page_hash, canonical, chain_serial, serial,
     published_slots, claims,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, MAX_PAGES: tl.constexpr,
     PAGE_SIZE: tl.constexpr, NUM_BUCKETS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    step = tl.load(counters + STEP)
-    for index in range(tl.program_id(0), tl.load(counts + 3), tl.num_programs(0)):
+    """Extend the prefix hashes of the program's rows, and claim a bucket for each new page.
+
+    Returns the slot of the last of them, and its pages to publish, [begin, end).
+    """
+    slot = tl.zeros((), tl.int32)
+    begin = tl.zeros((), tl.int32)
+    end = tl.zeros((), tl.int32)
+    for index in range(tl.program_id(0), num_rows, tl.num_programs(0)):
         slot = tl.load(published_slots + index)
         begin, end = _new_pages(
             columns, canonical, chain_serial, serial, slot, R, MAX_PAGES, PAGE_SIZE
@@ -78,6 +92,12 @@ def _claim_kernel(
         tokens = token_ids + slot.to(tl.int64) * MAX_LEN_TOKENS
         keys = page_hash + slot.to(tl.int64) * MAX_PAGES
         prefix = tl.load(keys + hashed - 1, mask=hashed > 0, other=0)
+        for first in range(begin, tl.minimum(hashed, end), TILE):
+            page = first + tl.arange(0, TILE)
+            live = page < tl.minimum(hashed, end)
+            key = tl.load(keys + page, mask=live, other=0)
+            claim = _claim_of(step, index, page, MAX_PAGES)
+            tl.atomic_max(claims + bucket_of(key, NUM_BUCKETS), claim, mask=live)
         for first in range(hashed, end, TILE):
             page = first + tl.arange(0, TILE)
             live = page < end
@@ -87,36 +107,45 @@ def _claim_kernel(
             key = prefix + tl.cumsum(tl.sum(word, axis=1), axis=0)
             tl.store(keys + page, key, mask=live)
             prefix = tl.sum(tl.where(tl.arange(0, TILE) == TILE - 1, key, 0), axis=0)
-        tl.debug_barrier()  # the keys just stored are read by other threads below
-        for first in range(begin, end, TILE):
-            page = first + tl.arange(0, TILE)
-            live = page < end
-            key = tl.load(keys + page, mask=live, other=0)
-            ticket = (index * MAX_PAGES + page).to(tl.int64)
-            claim = (step << 32) | (0xFFFFFFFF - ticket)
-            tl.atomic_max(claims + bucket_of(key, NUM_BUCKETS), claim, mask=live)
+            claim = _claim_of(step, index, page, MAX_PAGES)
+            new = live & (page >= begin)
+            tl.atomic_max(claims + bucket_of(key, NUM_BUCKETS), claim, mask=new)
+    return slot, begin, end
 
 
 @triton.jit
 def _publish_kernel(
     columns, counters, token_ids, block_table, page_hash, canonical, chain_serial, serial, counts,
-    published_slots, claims, table_hash, table_page, parent, parent_serial, content_hash,
+    published_slots, claims, arrivals, table_hash, table_page, parent, parent_serial, content_hash,
     page_tokens, entry_of, born, depth, hits,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, MAX_PAGES: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, NUM_BUCKETS: tl.constexpr, TILE: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, NUM_BUCKETS: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    step = tl.load(counters + STEP)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    step, num_rows = tl.load(counters + STEP), tl.load(counts + 3)
+    programs = tl.minimum(num_rows, tl.num_programs(0))
+    if tl.program_id(0) >= programs:
+        return
+    slot, begin, end = _claim_buckets(
+        step, num_rows, columns, token_ids, page_hash, canonical, chain_serial, serial,
+        published_slots, claims, R, MAX_LEN_TOKENS, MAX_PAGES, PAGE_SIZE, NUM_BUCKETS, TILE,
+    )  # fmt: skip
+    meet(arrivals, programs)
     serial_base = step * R * MAX_PAGES + 1  # serials are unique: a ticket within a step
     lane = tl.arange(0, TILE)
     way = tl.arange(0, BUCKET_WAYS)
-    for index in range(tl.program_id(0), tl.load(counts + 3), tl.num_programs(0)):
-        slot = tl.load(published_slots + index)
-        begin, end = _new_pages(
-            columns, canonical, chain_serial, serial, slot, R, MAX_PAGES, PAGE_SIZE
-        )
+    for index in range(tl.program_id(0), num_rows, tl.num_programs(0)):
+        if num_rows > tl.num_programs(0):  # else the program has but this row
+            slot = tl.load(published_slots + index)
+            begin, end = _new_pages(
+                columns, canonical, chain_serial, serial, slot, R, MAX_PAGES, PAGE_SIZE
+            )
         tokens = token_ids + slot.to(tl.int64) * MAX_LEN_TOKENS
         table = block_table + slot.to(tl.int64) * MAX_PAGES
         chain = canonical + slot.to(tl.int64) * MAX_PAGES
+        hashed = tl.load(columns + NUM_HASHED * R + slot)
         settled = begin
         first_new = begin  # pages before it continue the chain that the table already holds
         for first in range(begin, end, TILE):
@@ -124,7 +153,18 @@ def _publish_kernel(
                 page = first + lane
                 live = page < end
                 own = tl.load(table + page, mask=live, other=0)
+                own_above = tl.load(table + page - 1, mask=live & (page > 0), other=-1)
                 key = tl.load(page_hash + slot.to(tl.int64) * MAX_PAGES + page, mask=live, other=0)
+                bucket = bucket_of(key, NUM_BUCKETS)
+                ticket = (index * MAX_PAGES + page).to(tl.int64)
+                claim = _claim_of(step, index, page, MAX_PAGES)
+                won = tl.load(claims + bucket, mask=live, other=0, cache_modifier=".cg") == claim
+                ways = tl.load(
+                    table_page + bucket[:, None] * BUCKET_WAYS + way[None, :],
+                    mask=live[:, None], other=0,
+                )  # fmt: skip
+                free_way = tl.min(tl.where(ways < 0, way[None, :], BUCKET_WAYS), axis=1)
+                is_new = tl.load(serial + own, mask=live, other=0) == 0
                 found = find_pages(
                     table_hash, table_page, serial, page_tokens, tokens, key, page,
                     live & (first_new == first), serial_base, PAGE_SIZE, NUM_BUCKETS,
@@ -138,30 +178,17 @@ def _publish_kernel(
                 known = known & (tl.cumsum((~known).to(tl.int32), axis=0) == 0)
                 first_new += tl.sum(known.to(tl.int32), axis=0)
 
-                bucket = bucket_of(key, NUM_BUCKETS)
-                ticket = (index * MAX_PAGES + page).to(tl.int64)
-                claim = (step << 32) | (0xFFFFFFFF - ticket)
-                won = tl.load(claims + bucket, mask=live, other=0) == claim
-                ways = tl.load(
-                    table_page + bucket[:, None] * BUCKET_WAYS + way[None, :],
-                    mask=live[:, None], other=0,
-                )  # fmt: skip
-                free_way = tl.min(tl.where(ways < 0, way[None, :], BUCKET_WAYS), axis=1)
-                is_new = tl.load(serial + own, mask=live, other=0) == 0
                 done = known | (live & won & is_new & (free_way < BUCKET_WAYS))
                 done = done & (tl.cumsum((~done).to(tl.int32), axis=0) == 0)
                 enters = done & ~known
 
                 tl.debug_barrier()  # every thread has read the chain it is about to replace
                 tl.store(chain + page, tl.where(known, found, own), mask=done)
-                tl.debug_barrier()
-                above_page = tl.load(chain + page - 1, mask=enters & (page > 0), other=-1)
                 # The page in front entered just now, and its serial follows from its ticket; or it
-                # was in the table before.
-                settled_above = enters & (page == first_new) & (page > 0)
-                above = tl.load(serial + above_page, mask=settled_above, other=0)
-                above = tl.where(page > first_new, serial_base + ticket - 1, above)
-                tl.store(parent + own, above_page, mask=enters)
+                # was in the table before, and is what the chain said.
+                entered_above = page > first_new
+                above = tl.where(entered_above, serial_base + ticket - 1, above)
+                tl.store(parent + own, tl.where(entered_above, own_above, before), mask=enters)
                 tl.store(parent_serial + own, above, mask=enters)
                 tl.store(content_hash + own, key, mask=enters)
                 tl.store(born + own, step.to(tl.int32), mask=enters)
@@ -178,10 +205,11 @@ def _publish_kernel(
                 tl.debug_barrier()  # serials are read above, also through the chain
                 tl.store(serial + own, serial_base + ticket, mask=enters)
                 settled += tl.sum(done.to(tl.int32), axis=0)
-        hashed = tl.load(columns + NUM_HASHED * R + slot)
-        tl.debug_barrier()  # the serials just stored are read by other threads below
-        last = tl.load(chain + settled - 1, mask=settled > begin, other=0)
-        tl.store(chain_serial + slot, tl.load(serial + last), mask=settled > begin)
+        newest = serial_base + index * MAX_PAGES + settled - 1
+        if settled == first_new:  # none entered
+            tl.debug_barrier()  # other threads have stored the chain
+            newest = tl.load(serial + tl.load(chain + settled - 1, mask=settled > 0, other=0))
+        tl.store(chain_serial + slot, newest, mask=settled > begin)
         tl.store(columns + NUM_PUBLISHED * R + slot, settled)
         tl.store(columns + NUM_HASHED * R + slot, tl.maximum(end, hashed))
 
@@ -190,23 +218,17 @@ def _publish_kernel(
 def publish(requests, pool, plan) -> None:
     """Publish the new full pages of the rows that `update` listed."""
     sizes = requests.sizes
-    grid = (1 if interpreted() else min(sizes.num_slots, 256),)
-    shape = {
-        "R": sizes.num_slots, "MAX_LEN_TOKENS": sizes.max_model_len,
-        "MAX_PAGES": sizes.max_pages_per_seq, "PAGE_SIZE": sizes.page_size,
-        "NUM_BUCKETS": pool.num_buckets, "TILE": tile_pages(sizes.page_size),
-    }  # fmt: skip
-    _claim_kernel[grid](
-        requests.columns, pool.counters, requests.token_ids, requests.page_hash,
-        requests.canonical, requests.chain_serial, pool.serial, plan.counts, plan.published_slots,
-        pool.claims, **shape,
-    )  # fmt: skip
-    _publish_kernel[grid](
+    # All at once on the device, so that they can wait for each other.
+    most = 1 if interpreted() else min(128, multiprocessors(pool.counters.device))
+    _publish_kernel[(min(sizes.num_slots, most),)](
         requests.columns, pool.counters, requests.token_ids, requests.block_table,
         requests.page_hash, requests.canonical, requests.chain_serial, pool.serial, plan.counts,
-        plan.published_slots, pool.claims, pool.table_hash, pool.table_page, pool.parent,
-        pool.parent_serial, pool.content_hash, pool.page_tokens, pool.entry, pool.born, pool.depth,
-        pool.hits, **shape,
+        plan.published_slots, pool.claims, pool.publish_arrivals, pool.table_hash, pool.table_page,
+        pool.parent, pool.parent_serial, pool.content_hash, pool.page_tokens, pool.entry,
+        pool.born, pool.depth, pool.hits,
+        R=sizes.num_slots, MAX_LEN_TOKENS=sizes.max_model_len, MAX_PAGES=sizes.max_pages_per_seq,
+        PAGE_SIZE=sizes.page_size, NUM_BUCKETS=pool.num_buckets, TILE=tile_pages(sizes.page_size),
+        **pdl(),
     )  # fmt: skip
 
 

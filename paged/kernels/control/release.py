@@ -33,8 +33,18 @@ from paged.kernels.control.columns import (
     TAIL,
     WAITING,
 )  # fmt: skip
+from paged.kernels.control.packing import (
+    count_of,
+    high_of,
+    low_of,
+    pack_flags,
+    pack_pair,
+    spread_lanes,
+)  # fmt: skip
 from paged.kernels.control.stage import stage
-from paged.kernels.control.update import Events, EventWriter, slots_of
+from paged.kernels.control.update import Events
+from paged.kernels.control.update_ref import EventWriter, slots_of
+from paged.kernels.launch import pdl
 
 HEADER_FIELDS = (
     "num_events", "num_tokens", "num_seqs", "free_pages", "cached_pages", "shortfall",
@@ -51,15 +61,23 @@ def let_go(
     """One holder less of every page [P] in `mine`: after the last it is cached if it was published,
     else free. Returns the ring's tail and the count of cached pages; no page may be there twice."""
     holders = tl.load(ref_count + page, mask=mine, other=0) - 1
-    tl.store(ref_count + page, holders, mask=mine)
     published = tl.load(serial + page, mask=mine, other=0) > 0
     idle = mine & (holders == 0)
+    freed = idle & ~published
+    in_all = tl.sum(pack_pair(freed, idle & published), axis=0)
+    at = (tail + tl.cumsum(freed.to(tl.int32), axis=0) - 1) % RING
+    tl.store(ref_count + page, holders, mask=mine)
     tl.store(last_used + page, step.to(tl.int32), mask=idle & published)
-    cached += tl.sum((idle & published).to(tl.int64), axis=0)
-    freed = (idle & ~published).to(tl.int64)
-    at = (tail + tl.cumsum(freed, axis=0) - freed) % RING
-    tl.store(free_ring + at, page, mask=freed != 0)
-    return tail + tl.sum(freed, axis=0), cached
+    tl.store(free_ring + at, page, mask=freed)
+    return tail + high_of(in_all), cached + low_of(in_all)
+
+
+@triton.jit
+def _count_of_field(field):
+    """Where in `plan.counts` the field of the header is, or -1."""
+    at = tl.where(field == 0, 7, tl.where(field == 1, 0, tl.where(field == 2, 1, -1)))
+    at = tl.where(field == 8, 4, tl.where(field == 9, 5, tl.where(field == 10, 3, at)))
+    return tl.where((field >= 11) & (field <= 14), field - 1, at)
 
 
 @triton.jit
@@ -68,19 +86,35 @@ def _release_kernel(
     seq_lens, events,
     R: tl.constexpr, S: tl.constexpr, MAX_PAGES: tl.constexpr, RING: tl.constexpr,
     DEPTH: tl.constexpr, EVENT_WORDS: tl.constexpr, LANES: tl.constexpr, TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    slot = tl.arange(0, LANES)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    slot = spread_lanes(LANES)
     live = slot < R
     status = tl.load(columns + STATUS * R + slot, mask=live, other=0)
-    leaves = (live & ((status == FINISHED) | (status == PREEMPTED))).to(tl.int32)
-    tl.store(release_slots + tl.cumsum(leaves, axis=0) - leaves, slot, mask=leaves != 0)
-    tl.debug_barrier()  # the list is read below by threads that did not write it
-
+    keys = tl.load(seq_lens + slot, mask=slot < S, other=0).to(tl.int64)  # 0 past the batch
     step = tl.load(counters + STEP)
-    tail = tl.load(counters + TAIL)
+    head, tail = tl.load(counters + HEAD), tl.load(counters + TAIL)
     cached = tl.load(counters + NUM_CACHED)
-    lane = tl.arange(0, TILE)
-    for index in range(tl.sum(leaves, axis=0)):
+    # What the plan knows of the header; a load behind the stores below would wait for each.
+    field = tl.arange(0, 16)
+    count = _count_of_field(field)
+    header = tl.load(counts + count, mask=count >= 0, other=0).to(tl.int64)
+    header = tl.where(field == 5, tl.load(counters + SHORTFALL), header)
+
+    preempted = live & (status == PREEMPTED)
+    leaves = preempted | (live & (status == FINISHED))
+    flags = pack_flags(leaves, live & (status == RUNNING), live & (status == WAITING), preempted)
+    flagged = tl.sum(flags, axis=0)
+    num_leaving = count_of(flagged, 0)
+    if num_leaving > 0:
+        place = tl.cumsum(leaves.to(tl.int32), axis=0) - 1
+        tl.store(release_slots + place, slot, mask=leaves)
+        tl.debug_barrier()  # the list is read below by threads that did not write it
+    lane = spread_lanes(TILE)
+    for index in range(num_leaving):
         row = tl.load(release_slots + index)
         held = tl.load(columns + NUM_PAGES * R + row)
         for first in range(0, held, TILE):
@@ -92,38 +126,25 @@ def _release_kernel(
                 page, mine, tail, cached, step, free_ring, ref_count, last_used, serial, RING
             )
             tl.debug_barrier()  # the next row may hold the same pages
-    preempted = live & (status == PREEMPTED)
-    times = tl.load(columns + NUM_PREEMPTIONS * R + slot, mask=preempted, other=0)
-    tl.store(columns + NUM_PREEMPTIONS * R + slot, times + 1, mask=preempted)
-    tl.store(columns + NUM_COMPUTED * R + slot, 0, mask=preempted)
-    tl.store(columns + NUM_PUBLISHED * R + slot, 0, mask=preempted)
-    tl.store(columns + NUM_DROPPED * R + slot, 0, mask=preempted)
-    tl.store(columns + NUM_PAGES * R + slot, 0, mask=leaves != 0)
-    tl.store(columns + STATUS * R + slot, tl.where(preempted, WAITING, FREE), mask=leaves != 0)
-    tl.store(counters + TAIL, tail)
-    tl.store(counters + NUM_CACHED, cached)
+    if num_leaving > 0:
+        times = tl.load(columns + NUM_PREEMPTIONS * R + slot, mask=preempted, other=0)
+        tl.store(columns + NUM_PREEMPTIONS * R + slot, times + 1, mask=preempted)
+        tl.store(columns + NUM_COMPUTED * R + slot, 0, mask=preempted)
+        tl.store(columns + NUM_PUBLISHED * R + slot, 0, mask=preempted)
+        tl.store(columns + NUM_DROPPED * R + slot, 0, mask=preempted)
+        tl.store(columns + NUM_PAGES * R + slot, 0, mask=leaves)
+        tl.store(columns + STATUS * R + slot, tl.where(preempted, WAITING, FREE), mask=leaves)
+        tl.store(counters + TAIL, tail)
+        tl.store(counters + NUM_CACHED, cached)
 
-    header = events + (step % DEPTH) * EVENT_WORDS
+    header = tl.where(field == 3, tail - head, header)
+    header = tl.where(field == 4, cached, header)
+    header = tl.where(field == 6, count_of(flagged, 1).to(tl.int64), header)
+    num_waiting = count_of(flagged, 2) + count_of(flagged, 3)
+    header = tl.where(field == 7, num_waiting.to(tl.int64), header)
+    header = tl.where(field == 15, tl.sum(keys, axis=0), header)
     tag = ((step + 1) & 0xFFFF) << 48
-    tl.store(header + 0, tag | tl.load(counts + 7).to(tl.int64))
-    tl.store(header + 1, tag | tl.load(counts + 0).to(tl.int64))
-    tl.store(header + 2, tag | tl.load(counts + 1).to(tl.int64))
-    tl.store(header + 3, tag | (tail - tl.load(counters + HEAD)))
-    tl.store(header + 4, tag | cached)
-    tl.store(header + 5, tag | tl.load(counters + SHORTFALL))
-    running = tl.sum((live & (status == RUNNING)).to(tl.int64), axis=0)
-    waiting = tl.sum((live & ((status == WAITING) | preempted)).to(tl.int64), axis=0)
-    tl.store(header + 6, tag | running)
-    tl.store(header + 7, tag | waiting)
-    tl.store(header + 8, tag | tl.load(counts + 4).to(tl.int64))
-    tl.store(header + 9, tag | tl.load(counts + 5).to(tl.int64))
-    tl.store(header + 10, tag | tl.load(counts + 3).to(tl.int64))
-    tl.store(header + 11, tag | tl.load(counts + 10).to(tl.int64))
-    tl.store(header + 12, tag | tl.load(counts + 11).to(tl.int64))
-    tl.store(header + 13, tag | tl.load(counts + 12).to(tl.int64))
-    tl.store(header + 14, tag | tl.load(counts + 13).to(tl.int64))
-    keys = tl.load(seq_lens + slot, mask=slot < S, other=0).to(tl.int64)  # 0 past the batch
-    tl.store(header + 15, tag | tl.sum(keys, axis=0))
+    tl.store(events + (step % DEPTH) * EVENT_WORDS + field, tag | header)
     tl.store(counters + STEP, step + 1)
 
 
@@ -137,8 +158,8 @@ def release(requests, pool, plan, events: Events) -> None:
         requests.columns, pool.counters, requests.block_table, pool.free_ring, pool.ref_count,
         pool.last_used, pool.serial, plan.release_slots, plan.counts, plan.seq_lens, events.words,
         R=sizes.num_slots, S=sizes.max_num_seqs, MAX_PAGES=sizes.max_pages_per_seq,
-        RING=pool.free_ring.shape[0], DEPTH=depth, EVENT_WORDS=width, LANES=lanes, TILE=1024,
-        num_warps=8 if lanes > 256 else 4,
+        RING=pool.free_ring.shape[0], DEPTH=depth, EVENT_WORDS=width, LANES=lanes, TILE=512,
+        num_warps=8 if lanes > 256 else 4, **pdl(),
     )  # fmt: skip
 
 

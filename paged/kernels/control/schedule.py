@@ -71,8 +71,17 @@ from paged.kernels.control.columns import (
     TOTAL_LEN,
     WAITING,
 )  # fmt: skip
+from paged.kernels.control.packing import (
+    count_of,
+    high_of,
+    low_of,
+    pack_flags,
+    pack_pair,
+    spread_lanes,
+)  # fmt: skip
 from paged.kernels.control.stage import stage
 from paged.kernels.control.swap import resumes
+from paged.kernels.launch import pdl
 
 
 @triton.jit
@@ -97,31 +106,40 @@ def _schedule_kernel(
     MAX_MODEL_LEN: tl.constexpr, PAGE_SIZE: tl.constexpr, STATIC_BATCH: tl.constexpr,
     BEAMS: tl.constexpr, COMPRESS: tl.constexpr, BUDGET_PAGES: tl.constexpr,
     BUDGET_SHARE: tl.constexpr, PROTECTED: tl.constexpr, SWAP: tl.constexpr, LANES: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    lane = tl.arange(0, LANES)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    lane = spread_lanes(LANES)
     live = lane < R
     slot = tl.load(order + lane, mask=live, other=0)
     status = tl.load(columns + STATUS * R + slot, mask=live, other=0)
     running = live & (status == RUNNING)
     waiting = live & (status == WAITING)
     active = running | waiting
-    total = tl.load(columns + TOTAL_LEN * R + slot, mask=active, other=0)
-    held = tl.load(columns + NUM_PAGES * R + slot, mask=running, other=0)
-    cached = tl.load(columns + CACHED_LEN * R + slot, mask=waiting, other=0)
-    idle_hits = tl.load(columns + IDLE_HITS * R + slot, mask=waiting, other=0)
-    prompt_len = tl.load(columns + PROMPT_LEN * R + slot, mask=active, other=0)
-    max_len = tl.load(columns + MAX_LEN * R + slot, mask=active, other=0)
+    # Not masked by the status, so that no load waits for it.
+    total = tl.load(columns + TOTAL_LEN * R + slot, mask=live, other=0)
+    held = tl.load(columns + NUM_PAGES * R + slot, mask=live, other=0)
+    cached = tl.load(columns + CACHED_LEN * R + slot, mask=live, other=0)
+    idle_hits = tl.load(columns + IDLE_HITS * R + slot, mask=live, other=0)
+    prompt_len = tl.load(columns + PROMPT_LEN * R + slot, mask=live, other=0)
+    max_len = tl.load(columns + MAX_LEN * R + slot, mask=live, other=0)
+    computed = tl.load(columns + NUM_COMPUTED * R + slot, mask=live, other=0)
+    num_forks = tl.load(columns + NUM_FORKS * R + slot, mask=live, other=0)
+    mask_len = tl.load(columns + MASK_LEN * R + slot, mask=live, other=0)
     head = tl.load(counters + HEAD)
+    ticket = tl.load(counters + TICKET)
     free = (tl.load(counters + TAIL) - head).to(tl.int32)
     avail = free + tl.load(counters + NUM_CACHED).to(tl.int32)
+    budget = tl.minimum(tl.load(counters + TOKEN_LIMIT), budget).to(tl.int32)
 
-    computed = tl.load(columns + NUM_COMPUTED * R + slot, mask=running, other=0)
+    held = tl.where(running, held, 0)
     start = tl.where(running, computed, cached)
     if SWAP:
         swapped = tl.load(columns + NUM_SWAPPED * R + slot, mask=waiting, other=0)
         unsaved = tl.load(columns + NUM_UNSAVED * R + slot, mask=waiting, other=0)
         start = tl.where(resumes(swapped, unsaved, cached, PAGE_SIZE), swapped, start)
-    num_forks = tl.load(columns + NUM_FORKS * R + slot, mask=active, other=0)
     pauses = (num_forks > 0) & (total == prompt_len) & (start < total - 1)
     spare = tl.where(waiting, watermark, 0)
     if BEAMS:
@@ -136,7 +154,6 @@ def _schedule_kernel(
         draws = beam & whole & (came == width)
         pauses = tl.where(beam, ~draws, pauses)
         spare = tl.where(beam, 0, spare)
-    mask_len = tl.load(columns + MASK_LEN * R + slot, mask=active, other=0)
     held_back = (mask_len > 0) & (mask_len != total)
     want = tl.minimum(total - start - pauses.to(tl.int32), chunk)
     want = tl.where(active & ~held_back, want, 0)
@@ -154,12 +171,14 @@ def _schedule_kernel(
     if COMPRESS:
         peak = peak_pages(prompt_len, total, PAGE_SIZE, BUDGET_PAGES, BUDGET_SHARE, PROTECTED)
         needed = tl.where(running, needed, peak)
-    demand = tl.maximum(needed - held_or_hit, 0) + idle_hits
+    demand = tl.maximum(needed - held_or_hit, 0) + tl.where(waiting, idle_hits, 0)
     demand = tl.where(active, demand, 0)
 
-    demand_incl = tl.cumsum(demand, axis=0)
-    num_running = tl.sum(running.to(tl.int32), axis=0)
-    held_behind = tl.sum(held, axis=0) - tl.cumsum(held, axis=0)
+    pages_incl = tl.cumsum(pack_pair(demand, held), axis=0)
+    demand_incl = high_of(pages_incl)
+    in_all = tl.sum(pack_pair(held, running), axis=0)
+    num_running = low_of(in_all)
+    held_behind = high_of(in_all) - low_of(pages_incl)
     running_behind = num_running - tl.cumsum(running.to(tl.int32), axis=0)
     fits = (demand_incl + spare <= avail + held_behind) & (lane < MAX_NUM_SEQS)
     if STATIC_BATCH:
@@ -167,82 +186,77 @@ def _schedule_kernel(
         joins = joins | (tl.load(columns + ADMITTED * R + slot, mask=waiting, other=0) > 0)
         fits = fits & (running | (num_running == 0) | joins)
     fits = fits | ((lane == 0) & (running | (num_running == 0)))
-    keep = active & (tl.cumsum((active & ~fits).to(tl.int32), axis=0) == 0)
+    keep = active & (lane < tl.min(tl.where(active & ~fits, lane, LANES), axis=0))
     if STATIC_BATCH:
         chosen = keep & waiting & (num_running == 0)
 
-    kept_demand = tl.sum(tl.where(keep, demand, 0), axis=0)
-    seats_needed = num_running + tl.sum((keep & waiting).to(tl.int32), axis=0) - MAX_NUM_SEQS
+    kept = tl.sum(pack_pair(tl.where(keep, demand, 0), keep & waiting), axis=0)
+    seats_needed = num_running + low_of(kept) - MAX_NUM_SEQS
     victim = running & ~keep & (
-        (avail + held_behind < kept_demand) | (running_behind < seats_needed)
+        (avail + held_behind < high_of(kept)) | (running_behind < seats_needed)
     )  # fmt: skip
     eligible = (keep | running) & ~victim
     want = tl.where(eligible, want, 0)
-    budget = tl.minimum(tl.load(counters + TOKEN_LIMIT), budget).to(tl.int32)
     grant = tl.minimum(tl.maximum(budget - (tl.cumsum(want, axis=0) - want), 0), want)
     booked_len = tl.maximum(start + grant, reserve)
     pages = tl.maximum((booked_len + PAGE_SIZE - 1) // PAGE_SIZE - held_or_hit, 0)
     pages = tl.where(grant > 0, pages, 0)
-    pages_incl = tl.cumsum(pages, axis=0)
     # A waiting lane that wants tokens wants a page, so once one fails, all after it fail too.
-    run = (grant > 0) & ((pages == 0) | (pages_incl <= free))
+    run = (grant > 0) & ((pages == 0) | (tl.cumsum(pages, axis=0) <= free))
     if BEAMS:
         run = run & (~draws | (_sum_between((run & draws).to(tl.int32), first, last) == width))
-    wanted = tl.sum(pages, axis=0)
-    tl.store(counters + SHORTFALL, tl.maximum(wanted - free, 0).to(tl.int64))
+    wanted = tl.sum(pack_pair(pages, victim), axis=0)
 
     grant = tl.where(run, grant, 0)
     pages = tl.where(run, pages, 0)
-    run_int = run.to(tl.int32)
-    seq = tl.cumsum(run_int, axis=0) - run_int
-    num_seqs = tl.sum(run_int, axis=0)
-    tokens_incl = tl.cumsum(grant, axis=0)
-    num_tokens = tl.sum(grant, axis=0)
     samples = run & (start + grant == total)
-    sample_int = samples.to(tl.int32)
-    sample = tl.cumsum(sample_int, axis=0) - sample_int
+    admitted = run & waiting
+    copies = admitted & (cached % PAGE_SIZE > 0)
+    flags = pack_flags(run, samples, admitted, copies)
+    before, flagged = tl.cumsum(flags, axis=0) - flags, tl.sum(flags, axis=0)
+    seq, sample = count_of(before, 0), count_of(before, 1)
+    num_seqs, num_admitted = count_of(flagged, 0), count_of(flagged, 2)
+    sizes = pack_pair(grant, pages)
+    before_it, of_all = tl.cumsum(sizes, axis=0) - sizes, tl.sum(sizes, axis=0)
+    tokens_incl, num_tokens = high_of(before_it) + grant, high_of(of_all)
 
     tl.store(grant_out + slot, grant, mask=live)
     tl.store(slot_sample + slot, tl.where(samples, sample, -1), mask=live)
-    tl.store(admitted_out + slot, (run & waiting).to(tl.int32), mask=live)
+    tl.store(admitted_out + slot, admitted.to(tl.int32), mask=live)
     tl.store(seq_slots + seq, slot, mask=run)
     tl.store(seq_start + seq, start, mask=run)
     tl.store(seq_held + seq, held_or_hit - dropped, mask=run)
     tl.store(seq_hits + seq, tl.where(waiting, hits, 0), mask=run)
     tl.store(seq_pages + seq, pages, mask=run)
-    tl.store(seq_ring + seq, tl.cumsum(pages, axis=0) - pages, mask=run)
-    copies = (run & waiting & (cached % PAGE_SIZE > 0)).to(tl.int32)
-    copy = tl.cumsum(copies, axis=0) - copies
-    tl.store(seq_copy + seq, tl.where(copies > 0, copy, -1), mask=run)
-    tl.store(cu_seqlens_q + seq, tokens_incl - grant, mask=run)
+    tl.store(seq_ring + seq, low_of(before_it), mask=run)
+    tl.store(seq_copy + seq, tl.where(copies, count_of(before, 3), -1), mask=run)
+    tl.store(cu_seqlens_q + 1 + seq, tokens_incl, mask=run)
     tl.store(seq_lens + seq, start + grant - dropped * PAGE_SIZE, mask=run)
     # Entries past the batch describe empty sequences, for kernels that read every row.
-    tl.store(cu_seqlens_q + lane, num_tokens, mask=(lane >= num_seqs) & (lane <= S))
+    tl.store(cu_seqlens_q, 0)
+    tl.store(cu_seqlens_q + 1 + lane, num_tokens, mask=(lane >= num_seqs) & (lane < S))
     tl.store(seq_lens + lane, 0, mask=(lane >= num_seqs) & (lane < S))
     tl.store(sample_slots + sample, slot, mask=samples)
     tl.store(logits_indices + sample, tokens_incl - 1, mask=samples)
 
-    admitted = run & waiting
     if STATIC_BATCH:
         tl.store(columns + ADMITTED * R + slot, 1, mask=chosen & ~admitted)
-    admitted_int = admitted.to(tl.int32)
-    ticket = tl.load(counters + TICKET)
-    turn = ticket.to(tl.int32) + tl.cumsum(admitted_int, axis=0)
+    turn = ticket.to(tl.int32) + 1 + count_of(before, 2)
     tl.store(columns + STATUS * R + slot, RUNNING, mask=admitted)
     tl.store(columns + ADMITTED * R + slot, turn, mask=admitted)
     tl.store(columns + NUM_COMPUTED * R + slot, start, mask=admitted)
     tl.store(columns + NUM_PAGES * R + slot, held_or_hit - dropped + pages, mask=run)
     tl.store(columns + STATUS * R + slot, PREEMPTED, mask=victim)
-    num_admitted = tl.sum(admitted_int, axis=0)
+    tl.store(counters + SHORTFALL, tl.maximum(high_of(wanted) - free, 0).to(tl.int64))
     tl.store(counters + TICKET, ticket + num_admitted)
     tl.store(ring_base, head)
-    tl.store(counters + HEAD, head + tl.sum(pages, axis=0))
+    tl.store(counters + HEAD, head + low_of(of_all))
     tl.store(counts + 0, num_tokens)
     tl.store(counts + 1, num_seqs)
-    tl.store(counts + 2, tl.sum(sample_int, axis=0))
-    tl.store(counts + 4, tl.sum(victim.to(tl.int32), axis=0))
+    tl.store(counts + 2, count_of(flagged, 1))
+    tl.store(counts + 4, low_of(wanted))
     tl.store(counts + 5, num_admitted)
-    tl.store(counts + 8, tl.sum(copies, axis=0))
+    tl.store(counts + 8, count_of(flagged, 3))
 
 
 @stage
@@ -263,7 +277,7 @@ def schedule(
     """
     sizes = requests.sizes
     kept = requests.page_budget
-    lanes = triton.next_power_of_2(max(sizes.num_slots, sizes.max_num_seqs + 1))
+    lanes = triton.next_power_of_2(sizes.num_slots)
     _schedule_kernel[(1,)](
         requests.columns, pool.counters, plan.order, plan.counts, plan.ring_base, plan.grant,
         plan.slot_sample, plan.admitted, plan.seq_slots, plan.seq_start, plan.seq_held,
@@ -276,5 +290,5 @@ def schedule(
         BUDGET_SHARE=kept.share if kept else 0,
         PROTECTED=kept.protected(sizes.page_size) if kept else 0, SWAP=pool.swaps is not None,
         LANES=lanes,
-        num_warps=8 if lanes > 256 else 4,
+        num_warps=8 if lanes > 256 else 4, **pdl(),
     )  # fmt: skip
