@@ -1,9 +1,10 @@
 """A model of step times (step_time.py) from measured steps.
 
 Least squares of the relative error, because a step of 2 ms and a prefill of 300 ms matter alike.
-Rows are divided by the measured seconds, then twice more by what the pass before predicted
+Rows are divided by the measured seconds, then some times more by what the pass before predicted
 (iteratively reweighted least squares): divided by their own measurement, steps that were seen too
-early would weigh most and pull every time down.
+early would weigh most and pull every time down. A step that is far off weighs less (Huber, 1964),
+for a host that pauses makes one step long that was not, and the next one short.
 
 Where all steps have one line, `free_tokens` is tried from a short list. Where the capacities are
 known that steps were launched with, each has a line of its own, and the bend is between them.
@@ -30,9 +31,10 @@ import numpy as np
 from paged.graphs import REGIMES
 from paged.simulator.step_time import TERMS, Regime, StepTime
 
-PASSES = 3  # of the fit; two change its third digit no more
+PASSES = 5  # of the fit; more change its third digit no more
 BENDS = (0, 16, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512)  # choices of free_tokens
 ENOUGH = 5  # steps of a graph for a line of its own
+FAR = 0.2  # relative error from which a step weighs less (Huber)
 PULL = 0.03  # weight of what is drawn to 0, of a step's
 
 
@@ -77,16 +79,15 @@ def fit(
     measured = [size for size in sorted(counts) if counts[size] >= ENOUGH]
     regimes: list[Regime] = []
     if 0 in counts or len(counts) == 1 or not measured or given:
-        line, bend = _one_line(table, given or {})
+        line, bend = _one_line(table, given or {}, BENDS)
     else:
         rows = table[np.isin(table[:, 4], measured)]
-        lines = _lines(rows, measured, _one_line(rows, {})[0])
+        lines = _lines(rows, measured, _one_line(rows, {}, (0,))[0])
         for size in sorted({*counts, *(size for size in REGIMES if size < max(counts))}):
             line = np.array([np.interp(size, measured, values) for values in lines.T])
             had = counts[size] if size in measured else 0
             regimes.append(Regime(size, num_steps=had, **dict(zip(TERMS, line.tolist()))))
-        regimes.pop()  # the largest is that of all beyond, too
-        bend = 0
+        bend = 0  # and `line` is that of the largest: nothing is known of larger ones
     found = StepTime(
         **dict(zip(TERMS, line.tolist())),
         free_tokens=bend,
@@ -112,15 +113,17 @@ def fit(
     )
 
 
-def _one_line(table: np.ndarray, given: Mapping[str, float]) -> tuple[np.ndarray, int]:
-    """Coefficients [4] of all steps together, and `free_tokens`."""
+def _one_line(
+    table: np.ndarray, given: Mapping[str, float], bends: Sequence[int]
+) -> tuple[np.ndarray, int]:
+    """Coefficients [4] of all steps together, and the best of `bends`."""
     seconds = table[:, 3]
     known = np.array([given.get(name, 0.0) for name in TERMS])
     is_open = np.array([name not in given for name in TERMS])
-    predicted = seconds
+    scale = seconds
     for _ in range(PASSES):
-        least, scale = np.inf, predicted
-        for free_tokens in BENDS:
+        least = np.inf
+        for free_tokens in bends:
             terms = _terms(table, free_tokens)
             trial = known.copy()
             rest = (seconds - terms @ known) / scale
@@ -128,7 +131,14 @@ def _one_line(table: np.ndarray, given: Mapping[str, float]) -> tuple[np.ndarray
             residual = float((((terms @ trial - seconds) / scale) ** 2).sum())
             if residual < least * (1 - 1e-9):
                 least, best, bend, predicted = residual, trial, free_tokens, terms @ trial
+        scale = _scale(predicted, seconds)
     return best, bend
+
+
+def _scale(predicted: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """What a pass divides its rows by: `predicted`, and more where the error is beyond `FAR`."""
+    error = np.abs(seconds / predicted - 1)
+    return predicted * np.sqrt(np.maximum(error / FAR, 1))
 
 
 def _lines(table: np.ndarray, measured: Sequence[int], shared: np.ndarray) -> np.ndarray:
@@ -143,12 +153,11 @@ def _lines(table: np.ndarray, measured: Sequence[int], shared: np.ndarray) -> np
     drawn_to = np.repeat(shared * (0, 0, 1, 1), count)
     weight = np.repeat(PULL * terms.mean(axis=0) / typical, count)
     weight[[0, *range(count, 2 * count)]] = 0.0  # not the first constant, and not the tokens
-    predicted = seconds
+    scale = seconds
     for _ in range(PASSES):
-        weighed = np.vstack((columns / predicted[:, None], np.diag(weight)))
-        target = np.append(seconds / predicted, weight * drawn_to)
-        best = _nonnegative(weighed, target)
-        predicted = columns @ best
+        weighed = np.vstack((columns / scale[:, None], np.diag(weight)))
+        best = _nonnegative(weighed, np.append(seconds / scale, weight * drawn_to))
+        scale = _scale(columns @ best, seconds)
     steps_up, *others = best.reshape(4, count)
     return np.column_stack((np.cumsum(steps_up), *others))
 
@@ -173,7 +182,7 @@ def _nonnegative(terms: np.ndarray, target: np.ndarray) -> np.ndarray:
         gain = np.where(taken, 0.0, terms.T @ (target - terms @ solution))
         if gain.max(initial=0.0) <= 1e-10 * np.linalg.norm(target):
             break
-        taken[gain.argmax()] = True
+        taken[np.argmax(gain >= gain.max() * (1 - 1e-6))] = True  # the first of the best
         while True:
             trial = np.zeros(len(solution))
             trial[taken] = np.linalg.lstsq(terms[:, taken], target, rcond=None)[0]

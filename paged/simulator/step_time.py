@@ -55,7 +55,7 @@ class StepTime:
         constant, token, sequence, key: seconds of a step in a graph larger than all `regimes`, and
             for each.
         free_tokens: tokens that add nothing.
-        regimes: of smaller graphs, by capacity, ascending; a step belongs to the first that holds
+        regimes: of the others, by capacity, ascending; a step belongs to the first that holds
             its capacity. Empty = one line for all graphs.
         kv_bytes_per_token: keys and values of the model, for turning memory into pages; 0 =
             unknown.
@@ -104,13 +104,24 @@ class StepTime:
         lines: tuple[Regime | StepTime, ...] = (*self.regimes, self)
         return [tuple(round(getattr(line, name) * 1e15) for name in TERMS) for line in lines]
 
+    @property
+    def unmeasured(self) -> list[int]:
+        """Capacities whose coefficients were taken from other graphs."""
+        return [regime.capacity for regime in self.regimes if regime.num_steps == 0]
+
     def femtoseconds(self, capacity: int) -> tuple[int, ...]:
         """The coefficients of a graph of `capacity` tokens as whole numbers, in `TERMS`' order."""
         return self._femtoseconds[sum(regime.capacity < capacity for regime in self.regimes)]
 
-    def seconds(self, num_tokens: int, num_seqs: int, num_keys: int, capacity: int) -> float:
-        """Of a step, in whole nanoseconds; summed in integers, so that every machine agrees."""
-        constant, token, sequence, key = self.femtoseconds(capacity)
+    def seconds(
+        self, num_tokens: int, num_seqs: int, num_keys: int, capacity: int | None = None
+    ) -> float:
+        """Of a step, in whole nanoseconds; summed in integers, so that every machine agrees.
+
+        `capacity` is that of its launch; None is the smallest graph that holds its tokens.
+        """
+        line = self.femtoseconds(num_tokens if capacity is None else capacity)
+        constant, token, sequence, key = line
         beyond = max(0, num_tokens - self.free_tokens)
         work = constant + token * beyond + sequence * num_seqs + key * num_keys
         return max(1, work // 1_000_000) / 1e9

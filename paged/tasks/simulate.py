@@ -246,9 +246,11 @@ def table(summary: dict[str, Any], clock: StepTime) -> Table:
     shown.add_row(
         "memory", ", ".join(f"{name.replace('_', ' ')} {part:.1%}" for name, part in split.items())
     )
+    guessed = ", ".join(str(capacity) for capacity in clock.unmeasured)
     shown.add_row(
         "clock",
         f"{clock.model} on {clock.device}, {clock.mean_error:.1%} mean error over "
-        f"{clock.num_steps} measured steps",
+        f"{clock.num_steps} measured steps"
+        + (f", none of them in the graphs of {guessed} tokens" if guessed else ""),
     )
     return shown

@@ -24,46 +24,12 @@ def measured(truth: StepTime, noise: float = 0.0) -> list[MeasuredStep]:
     return steps
 
 
-def test_a_fit_recovers_the_coefficients():
-    truth = StepTime(0.004, token=3e-5, sequence=1e-6, key=2e-8, free_tokens=128)
-    found = fit(measured(truth), model="m")
-    assert (found.free_tokens, found.num_steps, found.model) == (128, 300, "m")
-    for name in ("constant", "token", "sequence", "key"):
-        assert getattr(found, name) == pytest.approx(getattr(truth, name), rel=1e-6)
-    assert found.largest_error < 1e-9
-    noisy = fit(measured(truth, noise=0.1))
-    assert 0.01 < noisy.mean_error < 0.1
-    assert noisy.constant == pytest.approx(0.004, rel=0.1)
-
-
-def test_steps_seen_too_early_hardly_move_the_fit():
-    steps = measured(StepTime(0.004, token=3e-5, key=2e-8))
-    early = [one._replace(seconds=one.seconds / 10) if at % 100 == 7 else one
-             for at, one in enumerate(steps)]  # fmt: skip
-    found = fit(early)
-    assert found.constant == pytest.approx(0.004, rel=0.05)
-    assert found.token == pytest.approx(3e-5, rel=0.05)
-
-
-def test_no_coefficient_is_negative():
-    steps = [MeasuredStep(n, n, 100 * n, 0.01 - 1e-5 * n) for n in (1, 50, 100, 200)]
-    found = fit(steps)
-    assert min(found.token, found.sequence, found.key) >= 0
-    assert found.seconds(200, 200, 20000, 256) >= found.seconds(1, 1, 100, 16)
-
-
-def test_given_coefficients_stay():
-    truth = StepTime(0.004, token=3e-5, key=2e-8)
-    found = fit(measured(truth), given={"key": 5e-8})
-    assert found.key == 5e-8
-    assert found.mean_error > 0.01
-
-
 STEPPED = StepTime(
     0.006, token=1.5e-6, sequence=1e-6, key=28e-9,
     regimes=(
-        Regime(16, 0.001, 4e-6), Regime(64, 0.0012, 3e-6), Regime(256, 0.0019, 4e-6),
-        Regime(512, 0.0025, 5e-6), Regime(1024, 0.0035, 3e-6),
+        Regime(16, 0.001, 4e-6, 2e-6, 20e-9), Regime(64, 0.0012, 3e-6, 2e-6, 27e-9),
+        Regime(256, 0.0019, 4e-6, 2e-6, 28e-9), Regime(512, 0.0025, 5e-6, 1e-6, 28e-9),
+        Regime(1024, 0.0035, 3e-6, 1e-6, 30e-9),
     ),
 )  # fmt: skip
 
@@ -87,12 +53,62 @@ def in_graphs(
 GRAPHS = (16, 64, 256, 512, 1024, 8192)
 
 
+def test_a_fit_recovers_the_coefficients():
+    truth = StepTime(0.004, token=3e-5, sequence=1e-6, key=2e-8, free_tokens=128)
+    found = fit(measured(truth), model="m")
+    assert (found.free_tokens, found.num_steps, found.model) == (128, 300, "m")
+    for name in ("constant", "token", "sequence", "key"):
+        assert getattr(found, name) == pytest.approx(getattr(truth, name), rel=1e-6)
+    assert found.largest_error < 1e-9
+    noisy = fit(measured(truth, noise=0.1))
+    assert 0.01 < noisy.mean_error < 0.1
+    assert noisy.constant == pytest.approx(0.004, rel=0.1)
+
+
+def test_steps_seen_too_early_hardly_move_the_fit():
+    steps = measured(StepTime(0.004, token=3e-5, key=2e-8))
+    early = [one._replace(seconds=one.seconds / 10) if at % 100 == 7 else one
+             for at, one in enumerate(steps)]  # fmt: skip
+    found = fit(early)
+    assert found.constant == pytest.approx(0.004, rel=0.05)
+    assert found.token == pytest.approx(3e-5, rel=0.05)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["graphs", "one line"])
+def test_steps_seen_late_hardly_move_the_fit(known):
+    truth = STEPPED if known else replace(STEPPED, regimes=())
+    steps = [step._replace(capacity=step.capacity * known) for step in in_graphs(GRAPHS, truth)]
+    late = [one._replace(seconds=one.seconds + 0.05) if at % 50 == 7 else one
+            for at, one in enumerate(steps)]  # fmt: skip
+    found = fit(late)
+    errors = [
+        abs(found.seconds(*step[:3], step.capacity) / step.seconds - 1)
+        for step in in_graphs(GRAPHS, truth, seed=2)
+    ]
+    assert sum(errors) / len(errors) < 0.02
+    assert found.mean_error > sum(errors) / len(errors)  # the late ones count there
+
+
+def test_no_coefficient_is_negative():
+    steps = [MeasuredStep(n, n, 100 * n, 0.01 - 1e-5 * n) for n in (1, 50, 100, 200)]
+    found = fit(steps)
+    assert min(found.token, found.sequence, found.key) >= 0
+    assert found.seconds(200, 200, 20000, 256) >= found.seconds(1, 1, 100, 16)
+
+
+def test_given_coefficients_stay():
+    truth = StepTime(0.004, token=3e-5, key=2e-8)
+    found = fit(measured(truth), given={"key": 5e-8})
+    assert found.key == 5e-8
+    assert found.mean_error > 0.01
+
+
 def test_a_fit_recovers_the_line_of_every_graph():
     found = fit(in_graphs(GRAPHS))
-    assert [regime.capacity for regime in found.regimes] == [*GRAPHS[:-1]]
-    assert [regime.num_steps for regime in found.regimes] == [200] * 5
+    assert [regime.capacity for regime in found.regimes] == [*GRAPHS]
+    assert [regime.num_steps for regime in found.regimes] == [200] * 6
     assert found.mean_error < 0.001
-    for ours, theirs in zip((*found.regimes, found), (*STEPPED.regimes, STEPPED)):
+    for ours, theirs in zip(found.regimes, (*STEPPED.regimes, STEPPED)):
         assert ours.constant == pytest.approx(theirs.constant, rel=0.01)
         assert ours.token == pytest.approx(theirs.token, rel=0.01)
     for step in in_graphs(GRAPHS, seed=2):
@@ -126,9 +142,10 @@ def test_a_graph_without_enough_steps_is_between_its_neighbours():
     steps = in_graphs((16, 64, 1024))
     odd = [MeasuredStep(100, 10, 1000, 9.9, 256)] * 4
     found = fit(steps + odd)
-    assert [one.num_steps for one in found.regimes] == [200, 200, 0, 0]
+    assert [one.num_steps for one in found.regimes] == [200, 200, 0, 0, 200]
+    assert found.unmeasured == [256, 512]
     below, above = found.regimes[1], found
-    for between in found.regimes[2:]:
+    for between in found.regimes[2:4]:
         share = (between.capacity - 64) / (1024 - 64)
         for name in ("constant", "token"):
             ends = getattr(below, name), getattr(above, name)
@@ -141,24 +158,24 @@ def test_a_larger_graph_never_has_a_smaller_constant():
     falling = replace(STEPPED, regimes=(), constant=0.001)
     steps = in_graphs((16, 64), falling) + in_graphs((256,), replace(falling, constant=0.0005))
     found = fit(steps)
-    constants = [*(one.constant for one in found.regimes), found.constant]
+    constants = [one.constant for one in found.regimes]
     assert all(after >= before > 0 for before, after in pairwise(constants))
 
 
 def test_decodes_alone_give_their_time_to_tokens():
     """A prompt's tokens would take no time if all of a decode's were the sequence's."""
-    truth = replace(STEPPED, sequence=0.0, key=0.0)
     steps = [
-        MeasuredStep(n, n, 100 * n, truth.seconds(n, n, 100 * n, size), size)
+        MeasuredStep(n, n, 100 * n, 1e-3 + 4e-6 * n, size)
         for size, lowest in ((16, 1), (64, 17), (256, 65))
         for n in range(lowest, size + 1)
     ]
     found = fit(steps)
-    assert found.seconds(2000, 1, 2000, 8192) > 1.5 * found.seconds(1, 1, 2000, 8192)
+    assert found.seconds(2000, 1, 2000) > 1.5 * found.seconds(1, 1, 2000, 8192)
 
 
 def test_a_step_takes_as_long_as_its_graph():
     assert STEPPED.seconds(1, 1, 10, 16) < STEPPED.seconds(1, 1, 10, 300)
+    assert STEPPED.seconds(17, 1, 10) == STEPPED.seconds(17, 1, 10, 64)
     assert STEPPED.femtoseconds(300) == STEPPED.femtoseconds(512)
     assert STEPPED.femtoseconds(1025) == STEPPED.femtoseconds(9000)
 
