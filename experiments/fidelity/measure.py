@@ -40,6 +40,7 @@ from paged.tasks.run_folder import provenance
 from paged.workloads.synthetic import Synthetic
 
 COMPARED = ("seconds", "output_tokens_per_s", "prefix_hit_rate", "preemptions")
+FITTED_SECONDS = 10.0  # of the other chats, in arrivals
 WAVES: tuple[dict[str, Any], ...] = (  # each to its end before the next; no rate = all at once
     {"num_requests": 4, "input_mean": 300.0, "output_mean": 200.0},
     {"num_requests": 40, "input_mean": 300.0, "output_mean": 150.0},
@@ -109,7 +110,7 @@ def measure(options: dict[str, Any], record: Record, progress: Progress) -> None
     runs = [
         *(("warm-up", wave) for wave in waves(options, seed=2)),
         *(("waves", wave) for wave in waves(options, seed=1)),
-        ("chats", chats(options, max(1, count // 2), seed=1)),
+        ("chats", [one for one in chats(options, count, seed=1) if one.time < FITTED_SECONDS]),
         ("measured", chats(options, count, seed=0)),
     ]
     for name, requests in runs:

@@ -60,8 +60,8 @@ def fit(
 ) -> StepTime:
     """The model nearest to the steps.
 
-    All steps have one line where a capacity is unknown, all are the same, no graph has `ENOUGH`
-    steps, or something is given.
+    All steps have one line where a capacity is unknown, no graph has `ENOUGH` steps, or something
+    is given.
 
     Args:
         given: coefficients that are known otherwise, by name: few steps, all of one kind, cannot
@@ -78,12 +78,12 @@ def fit(
     counts = Counter(step.capacity for step in usable)
     measured = [size for size in sorted(counts) if counts[size] >= ENOUGH]
     regimes: list[Regime] = []
-    if 0 in counts or len(counts) == 1 or not measured or given:
+    if 0 in counts or not measured or given:
         line, bend = _one_line(table, given or {}, BENDS)
     else:
         rows = table[np.isin(table[:, 4], measured)]
         lines = _lines(rows, measured, _one_line(rows, {}, (0,))[0])
-        for size in sorted({*counts, *(size for size in REGIMES if size < max(counts))}):
+        for size in sorted({*counts, *REGIMES}):
             line = np.array([np.interp(size, measured, values) for values in lines.T])
             had = counts[size] if size in measured else 0
             regimes.append(Regime(size, num_steps=had, **dict(zip(TERMS, line.tolist()))))

@@ -135,7 +135,7 @@ def test_steps_of_one_graph_say_nothing_wild_of_others(capacity):
         assert found.seconds(1, 1, 10, other) >= found.seconds(1, 1, 10, 16) > 0
         most = max(1, other / capacity)
         assert found.seconds(other, min(other, 256), 10000, other) <= 1.01 * most * full
-    assert not any(one.num_steps for one in found.regimes if one.capacity != capacity)
+    assert found.unmeasured == [size for size in GRAPHS[:-1] if size != capacity]
 
 
 def test_a_graph_without_enough_steps_is_between_its_neighbours():
