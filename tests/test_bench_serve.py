@@ -18,9 +18,10 @@ from paged.loggers.base import Logger
 from paged.request import SamplingParams
 from paged.tasks.bench_serve.client import Batch, Job, Outcome, Stream, drive
 from paged.tasks.bench_serve.fleet import share
-from paged.tasks.bench_serve.numbers import objective, remarks, rows, summary
+from paged.tasks.bench_serve.numbers import remarks, rows, summary
 from paged.tasks.bench_serve.plan import Bodies, due_times, planned
 from paged.tasks.bench_serve.task import bench_serve, loads
+from paged.tasks.goodput import objective
 from paged.tasks.recipe import Recipe
 from paged.tasks.run_folder import RunFolder
 from paged.workloads.lengths import Lengths

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from paged.simulator.step_time import steps_of_run
+from paged.simulator.fitting import steps_of_run
 
 ROOT = Path(__file__).parents[1]
 

@@ -87,6 +87,7 @@ class DeviceSimulation:
     def _new_state(self, step_time: StepTime, depth: int) -> at.Drive:
         script, sizes = self.script, self.sizes
         count = len(script.entries)
+        capacities = regimes(sizes.max_num_batched_tokens)
         ledger = np.zeros((at.LEDGER_ROWS, sizes.num_slots), np.int32)
         ledger[at.FREE_SLOTS.value] = np.arange(sizes.num_slots)[::-1]
         outcomes = np.zeros((count, at.OUTCOME_WORDS.value), np.int64)
@@ -104,8 +105,11 @@ class DeviceSimulation:
             "flights": np.zeros((depth, at.FLIGHT_WORDS.value), np.int64),
             "ledger": ledger,
             "log": np.zeros((LOG_STEPS, at.LOG_WORDS), np.int64),
-            "cost": np.array([step_time.free_tokens, *step_time.femtoseconds], np.int64),
-            "capacities": np.array(regimes(sizes.max_num_batched_tokens), np.int64),
+            "cost": np.array(
+                [[step_time.free_tokens, *step_time.femtoseconds(size)] for size in capacities],
+                np.int64,
+            ),
+            "capacities": np.array(capacities, np.int64),
         }
         return at.Drive(**{name: torch.from_numpy(a).to(self.device) for name, a in arrays.items()})
 

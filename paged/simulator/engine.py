@@ -28,7 +28,7 @@ from paged.state import Sizes
 from paged.stats import Flight
 from paged.step import Step
 
-StepSeconds = Callable[[int, int, int], float]  # (tokens, sequences, keys) -> seconds
+StepSeconds = Callable[[int, int, int, int], float]  # see TimedEngine
 
 
 class VirtualClock:
@@ -60,8 +60,8 @@ class TimedEngine(Engine):
     takes no time. With a model it computes as ever: only the clock is another.
 
     Args:
-        step_seconds: `(tokens, sequences, keys) -> seconds` of a step, to the nanosecond; keys are
-            the sum of the sequences' lengths.
+        step_seconds: `(tokens, sequences, keys, capacity) -> seconds` of a step, to the nanosecond;
+            keys are the sum of the sequences' lengths, and the capacity is that of its launch.
         swap_page_seconds: for each page that is copied to host memory or from there.
         arguments: `Engine`'s, but its clock.
     """
@@ -105,7 +105,9 @@ class TimedEngine(Engine):
         header = report.header
         launched, swapped_pages = self._launched.popleft()
         begin = max(launched, self.idle_since)
-        seconds = self.step_seconds(header.num_tokens, header.num_seqs, header.num_keys)
+        seconds = self.step_seconds(
+            header.num_tokens, header.num_seqs, header.num_keys, flight.capacity
+        )
         seconds += swapped_pages * self.swap_page_seconds
         duration = round(seconds * 1e9)
         self.idle_since = begin + duration

@@ -1,57 +1,70 @@
-"""How long a step takes, as a linear model fitted from measured steps.
+"""How long a step takes: a line for each graph that can be replayed, in whole femtoseconds.
 
     seconds = constant + token * max(0, num_tokens - free_tokens)
             + sequence * num_seqs + key * num_keys
 
 `num_keys` is the sum of the sequences' lengths: what attention reads. `free_tokens` is where the
-roofline bends: with fewer tokens a linear layer takes as long as reading its weights. No
-coefficient is negative: more work never takes less time. A fit is a small JSON file with what it
-was fitted from and how far it is off, so that a simulation can say what its clock is worth.
+roofline bends: with fewer tokens a linear layer takes as long as reading its weights.
 
-Least squares of the relative error, because a step of 2 ms and a prefill of 300 ms matter alike;
-sets of coefficients are tried, of all sizes, which is exact for so few, and `free_tokens` from a
-short list. Rows are divided by the measured seconds, then twice more by what the pass before
-predicted (iteratively reweighted least squares): divided by their own measurement, steps that were
-seen too early would weigh most and pull every time down.
+A step's time jumps where a graph of more tokens is replayed, with larger grids and other tiles, so
+every capacity for which there is a graph (paged/graphs.py) may have coefficients of its own.
+
+The capacity is the one the step was launched with, not the smallest that would hold its tokens. The
+host guesses it before the device knows what the step computes (`Ledger.guess`): prompts that are
+found in the prefix cache, or that get no pages, leave a step with few tokens in a large graph, and
+it takes as long as that graph takes. The simulator makes the same guess for the same step.
+
+No coefficient is negative and no larger graph has a smaller constant: more work never takes less
+time, and neither does the same work in more programs. `paged.simulator.fitting` fits one. A fit is
+a small JSON file with what it was fitted from and how far it is off, so that a simulation can say
+what its clock is worth.
 """
 
 import functools
-import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
 
 TIMES = Path(__file__).parent / "times"
 TERMS = ("constant", "token", "sequence", "key")
-PASSES = 3  # of the fit; two change its third digit no more
-BENDS = (0, 16, 32, 48, 64, 96, 128, 160, 192, 256, 384, 512)  # choices of free_tokens
 
 
-class MeasuredStep(NamedTuple):
-    """A step as it was measured."""
+@dataclass(frozen=True)
+class Regime:
+    """The coefficients of one captured graph.
 
-    num_tokens: int
-    num_seqs: int
-    num_keys: int
-    seconds: float
+    Args:
+        capacity: tokens that it holds.
+        constant, token, sequence, key: seconds of any step that replays it, and for each.
+        num_steps: measured ones that it was fitted from; 0 = taken from its neighbours.
+    """
+
+    capacity: int
+    constant: float
+    token: float = 0.0
+    sequence: float = 0.0
+    key: float = 0.0
+    num_steps: int = 0
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step, by what it computes.
+    """Seconds of a step, by what it computes and the graph that is replayed.
 
     Args:
-        constant, token, sequence, key: seconds of any step, and for each.
+        constant, token, sequence, key: seconds of a step in a graph larger than all `regimes`, and
+            for each.
         free_tokens: tokens that add nothing.
+        regimes: of the others, by capacity, ascending; a step belongs to the first that holds
+            its capacity. Empty = one line for all graphs.
         kv_bytes_per_token: keys and values of the model, for turning memory into pages; 0 =
             unknown.
         model, device, source: what was measured, for people.
-        steps: what it was fitted from: tokens, sequences, keys, seconds, and the fit's seconds.
+        steps: what it was fitted from: tokens, sequences, keys, seconds, capacity (0 = unknown),
+            and the fit's seconds.
         num_steps, mean_error, largest_error: of the fit; errors are relative to the measured time.
+
+    Raises ValueError if a coefficient is negative, or regimes or their constants do not ascend.
     """
 
     constant: float
@@ -59,6 +72,7 @@ class StepTime:
     sequence: float = 0.0
     key: float = 0.0
     free_tokens: int = 0
+    regimes: tuple[Regime, ...] = ()
     kv_bytes_per_token: int = 0
     model: str = ""
     device: str = ""
@@ -69,21 +83,45 @@ class StepTime:
     steps: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for name in TERMS:
-            value = getattr(self, name)
-            if not value >= 0:
-                raise ValueError(f"step_time.{name} must not be negative, got {value!r}")
-        if self.constant == 0 and self.token == 0:
-            raise ValueError("step_time.constant and token are both 0: time would stand still")
+        lines: tuple[Regime | StepTime, ...] = (*self.regimes, self)
+        for line in lines:
+            for name in TERMS:
+                value = getattr(line, name)
+                if not value >= 0:
+                    raise ValueError(f"step_time.{name} must not be negative, got {value!r}")
+            if line.constant == 0 and line.token == 0:
+                raise ValueError("step_time.constant and token are both 0: time would stand still")
+        capacities = [regime.capacity for regime in self.regimes]
+        if capacities != sorted(set(capacities)):
+            raise ValueError(f"step_time.regimes must have ascending capacities, got {capacities}")
+        constants = [*(regime.constant for regime in self.regimes), self.constant]
+        if constants != sorted(constants):
+            raise ValueError(f"step_time.regimes must have ascending constants, got {constants}")
 
     @functools.cached_property
-    def femtoseconds(self) -> tuple[int, ...]:
-        """The coefficients as whole numbers, in the order of `TERMS`."""
-        return tuple(round(getattr(self, name) * 1e15) for name in TERMS)
+    def _femtoseconds(self) -> list[tuple[int, ...]]:
+        """Of each regime, then of larger graphs."""
+        lines: tuple[Regime | StepTime, ...] = (*self.regimes, self)
+        return [tuple(round(getattr(line, name) * 1e15) for name in TERMS) for line in lines]
 
-    def seconds(self, num_tokens: int, num_seqs: int, num_keys: int) -> float:
-        """Of a step, in whole nanoseconds; summed in integers, so that every machine agrees."""
-        constant, token, sequence, key = self.femtoseconds
+    @property
+    def unmeasured(self) -> list[int]:
+        """Capacities whose coefficients were taken from other graphs."""
+        return [regime.capacity for regime in self.regimes if regime.num_steps == 0]
+
+    def femtoseconds(self, capacity: int) -> tuple[int, ...]:
+        """The coefficients of a graph of `capacity` tokens as whole numbers, in `TERMS`' order."""
+        return self._femtoseconds[sum(regime.capacity < capacity for regime in self.regimes)]
+
+    def seconds(
+        self, num_tokens: int, num_seqs: int, num_keys: int, capacity: int | None = None
+    ) -> float:
+        """Of a step, in whole nanoseconds; summed in integers, so that every machine agrees.
+
+        `capacity` is that of its launch; None is the smallest graph that holds its tokens.
+        """
+        line = self.femtoseconds(num_tokens if capacity is None else capacity)
+        constant, token, sequence, key = line
         beyond = max(0, num_tokens - self.free_tokens)
         work = constant + token * beyond + sequence * num_seqs + key * num_keys
         return max(1, work // 1_000_000) / 1e9
@@ -105,109 +143,7 @@ def load_step_time(name: str) -> StepTime:
             f"step_time must be a .json file of a fit or one of {shipped}, got {name!r} ({error})"
         ) from error
     try:
-        return StepTime(**content)
-    except TypeError as error:
+        regimes = tuple(Regime(**regime) for regime in content.pop("regimes", ()))
+        return StepTime(regimes=regimes, **content)
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"step_time: {path} is not a fit ({error})") from error
-
-
-def fit(
-    steps: Sequence[MeasuredStep],
-    *,
-    given: Mapping[str, float] | None = None,
-    keep: int = 32,
-    kv_bytes_per_token: int = 0,
-    model: str = "",
-    device: str = "",
-    source: str = "",
-) -> StepTime:
-    """The model nearest to the steps.
-
-    Args:
-        given: coefficients that are known otherwise, by name: few steps, all of one kind, cannot
-            tell tokens, sequences and keys apart.
-        kv_bytes_per_token, model, device, source: as the result's.
-        keep: steps kept in the file, evenly spread over the measured times.
-
-    Raises ValueError if no step is given, or none that took time.
-    """
-    usable = [step for step in steps if step.seconds > 0 and step.num_tokens > 0]
-    if not usable:
-        raise ValueError("a fit needs at least one step with tokens that took time, got none")
-    table = np.array(usable, dtype=np.float64)
-    seconds = table[:, 3]
-    known = np.array([(given or {}).get(name, 0.0) for name in TERMS])
-    open_terms = [at for at, name in enumerate(TERMS) if name not in (given or {})]
-    predicted = seconds
-    for _ in range(PASSES):
-        least, scale = np.inf, predicted
-        for free_tokens in BENDS:
-            beyond = np.maximum(table[:, 0] - free_tokens, 0)
-            terms = np.column_stack((np.ones(len(table)), beyond, table[:, 1:3]))
-            trial = known.copy()
-            rest = (seconds - terms @ known) / scale
-            trial[open_terms] = _nonnegative(terms[:, open_terms] / scale[:, None], rest)
-            residual = float((((terms @ trial - seconds) / scale) ** 2).sum())
-            if residual < least * (1 - 1e-9):
-                least, best, bend, predicted = residual, trial, free_tokens, terms @ trial
-    error = np.abs(predicted / seconds - 1)
-    shown = np.argsort(seconds, kind="stable")
-    shown = shown[np.unique(np.linspace(0, len(shown) - 1, min(keep, len(shown))).astype(int))]
-    return StepTime(
-        **dict(zip(TERMS, best.tolist())),
-        free_tokens=bend,
-        kv_bytes_per_token=kv_bytes_per_token,
-        model=model,
-        device=device,
-        source=source,
-        num_steps=len(usable),
-        mean_error=float(error.mean()),
-        largest_error=float(error.max()),
-        steps=[
-            usable[at]._asdict() | {"fitted_seconds": float(predicted[at])} for at in shown.tolist()
-        ],
-    )
-
-
-def _nonnegative(terms: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Least squares with coefficients from 0 up, by trying every set of them."""
-    scale = np.maximum(np.abs(terms).max(axis=0), 1e-300)
-    best, least = np.zeros(terms.shape[1]), np.inf
-    for count in range(1, terms.shape[1] + 1):
-        for chosen in itertools.combinations(range(terms.shape[1]), count):
-            columns = list(chosen)
-            solution = np.linalg.lstsq(terms[:, columns] / scale[columns], target, rcond=None)[0]
-            if (solution < 0).any():
-                continue
-            trial = np.zeros(terms.shape[1])
-            trial[columns] = solution / scale[columns]
-            residual = float(((terms @ trial - target) ** 2).sum())
-            if residual < least * (1 - 1e-9):
-                best, least = trial, residual
-    return best
-
-
-def steps_of_run(folder: Path) -> list[MeasuredStep]:
-    """The steps of a run folder, by its steps.jsonl.
-
-    The first step, which may compile, is left out.
-
-    Raises ValueError if the file is not there, or its steps have no `num_keys`.
-    """
-    path = folder / "steps.jsonl"
-    try:
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"a run folder holds steps.jsonl, got {folder} ({error})") from error
-    return list(_measured(records))[1:]
-
-
-def _measured(records: Iterable[Mapping[str, Any]]) -> Iterable[MeasuredStep]:
-    for record in records:
-        if "num_keys" not in record:
-            raise ValueError(
-                "steps.jsonl has no num_keys: it was written before steps reported the keys they "
-                "attend to; run it again"
-            )
-        yield MeasuredStep(
-            record["num_tokens"], record["num_seqs"], record["num_keys"], record["seconds"]
-        )

@@ -10,7 +10,7 @@ from paged.request import RequestMetrics, SamplingParams
 from paged.state import Sizes
 
 PERCENTILES = (50, 90, 99)
-TIMES = ("ttft", "tpot", "e2e", "queue_time")
+TIMES = ("ttft", "tpot", "e2e", "queue_time", "normalized_latency")
 SPLIT = ("token_states", "reserved", "internal_waste", "external_waste", "cached", "free")
 
 
@@ -62,6 +62,7 @@ class Totals:
             "ttft": metrics.ttft,
             "tpot": metrics.tpot,
             "e2e": metrics.e2e,
+            "normalized_latency": None if metrics.e2e is None else metrics.e2e / max(output_len, 1),
             "num_cached_tokens": metrics.num_cached_tokens,
             "num_preemptions": metrics.num_preemptions,
         }

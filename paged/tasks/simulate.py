@@ -27,6 +27,8 @@ from paged.simulator.totals import PERCENTILES, TIMES, Totals
 from paged.sizing import choose_num_host_pages, resolve_device
 from paged.state import Sizes
 from paged.tasks.generate import progress_line
+from paged.tasks.goodput import goodput as attained
+from paged.tasks.goodput import objective
 from paged.tasks.recipe import Recipe
 from paged.tasks.run_folder import RunFolder
 
@@ -45,6 +47,7 @@ def simulate(
     swap_gb_per_s: float = 25.0,
     in_flight: int = 2,
     seconds: float | None = None,
+    goodput: Mapping[str, float | None] | None = None,
     steps: bool = True,
 ) -> None:
     """Simulate the workload to its end: on the GPU where there is one and every part can run there,
@@ -59,10 +62,11 @@ def simulate(
             scheduler.preemption=swap; the step waits for the copies, as it does on a GPU.
         in_flight: steps launched before the first is read.
         seconds: only requests that arrive within so many.
+        goodput: {ttft_ms, tpot_ms, e2e_ms}: requests a second that keep within all that are given.
         steps: write `steps.jsonl`, a line a step.
     """
     console = Console(soft_wrap=True, highlight=False)
-    clock = load_step_time(step_time)
+    clock, limits = load_step_time(step_time), objective(goodput or {})
     requests = [
         one for one in arrivals(workload, sampling) if seconds is None or one.time < seconds
     ]
@@ -104,16 +108,21 @@ def simulate(
             driven.run(lambda: progress.update(shown, state=driven.line()))
             for record in results.records:
                 folder.request(record)
-        summary = results.summary(len(refused)) | {
-            "step_time": step_time,
-            "step_time_mean_error": clock.mean_error,
-            "simulated_on": "cpu" if device is None else torch.cuda.get_device_name(device),
-        }
+        kept = attained(results.records, limits, results.seconds, len(refused))
+        summary = (
+            results.summary(len(refused))
+            | kept
+            | {
+                "step_time": step_time,
+                "step_time_mean_error": clock.mean_error,
+                "simulated_on": "cpu" if device is None else torch.cuda.get_device_name(device),
+            }
+        )
         folder.metrics(summary)
         logger.finish(summary)
     if refused:
         console.print(f"refused requests: {len(refused)}, the first because {refused[0]}")
-    console.print(table(summary, clock))
+    console.print(table(summary, clock, limits))
     here = Path.cwd()
     path = folder.path.relative_to(here) if folder.path.is_relative_to(here) else folder.path
     console.print(f"run folder: {path}")
@@ -202,7 +211,7 @@ def vocab_of(requests: Sequence[Arrival]) -> int:
     return max(one.vocab_size for one in requests)
 
 
-def table(summary: dict[str, Any], clock: StepTime) -> Table:
+def table(summary: dict[str, Any], clock: StepTime, limits: Mapping[str, float]) -> Table:
     """The summary for the eye."""
     shown = Table(box=None, pad_edge=False, show_header=False)
     shown.add_column(style="cyan")
@@ -223,6 +232,12 @@ def table(summary: dict[str, Any], clock: StepTime) -> Table:
         times = (summary[f"{name}_p{q}"] for q in PERCENTILES)
         text = " / ".join("-" if value is None else f"{value * 1000:.1f}" for value in times)
         shown.add_row(name.replace("_", " "), f"{text} ms (p50 / p90 / p99)")
+    if limits:
+        within = ", ".join(f"{name} {limit * 1000:g} ms" for name, limit in limits.items())
+        shown.add_row(
+            "goodput",
+            f"{summary['goodput']:.2f} requests/s, {summary['attainment']:.1%} within {within}",
+        )
     shown.add_row(
         "prefix hits",
         f"{summary['prefix_hit_tokens']} tokens, {summary['prefix_hit_rate']:.1%} of the prompts",
@@ -246,9 +261,11 @@ def table(summary: dict[str, Any], clock: StepTime) -> Table:
     shown.add_row(
         "memory", ", ".join(f"{name.replace('_', ' ')} {part:.1%}" for name, part in split.items())
     )
+    guessed = ", ".join(str(capacity) for capacity in clock.unmeasured)
     shown.add_row(
         "clock",
         f"{clock.model} on {clock.device}, {clock.mean_error:.1%} mean error over "
-        f"{clock.num_steps} measured steps",
+        f"{clock.num_steps} measured steps"
+        + (f", none of them in the graphs of {guessed} tokens" if guessed else ""),
     )
     return shown

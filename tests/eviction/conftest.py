@@ -24,7 +24,7 @@ def hits():
         engine = SimulatedEngine(
             sizes=sizes, eviction=eviction, kv=PagedKV(low_water=low_water), vocab_size=2000,
             scheduler=RankScheduler(max_num_batched_tokens=512, watermark=0.0), in_flight=1,
-            step_seconds=lambda tokens, seqs, keys: 0.01,
+            step_seconds=lambda *work: 0.01,
         )  # fmt: skip
         requests = [
             Request(0.001 * number, tuple(spans), output_len, output=(1 << 30) + number)

@@ -81,7 +81,7 @@ def splits():
         engine = SimulatedEngine(
             sizes=sizes, eviction=ScoreEviction(lru), kv=kv, vocab_size=2000, in_flight=1,
             scheduler=RankScheduler(max_num_seqs=64, max_num_batched_tokens=512, watermark=0.0),
-            step_seconds=lambda tokens, seqs, keys: 0.02,
+            step_seconds=lambda *work: 0.02,
         )  # fmt: skip
         seen, batches = [], []
 

@@ -25,7 +25,7 @@ def serve():
         engine = SimulatedEngine(
             sizes=sizes, scheduler=scheduler, kv=kv or PagedKV(prefix_caching=False),
             eviction=ScoreEviction(lru), vocab_size=2000, in_flight=1,
-            step_seconds=lambda tokens, seqs, keys: step_ms / 1000,
+            step_seconds=lambda *work: step_ms / 1000,
         )  # fmt: skip
         if on_step is not None:
             engine.on_step = lambda stats: on_step(engine, stats)

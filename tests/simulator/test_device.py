@@ -24,12 +24,19 @@ from paged.simulator.results import Results
 from paged.simulator.script import write_script
 from paged.simulator.simulation import arrivals, feed
 from paged.simulator.stages.host import HostStages
-from paged.simulator.step_time import StepTime
+from paged.simulator.step_time import Regime, StepTime
 from paged.state import Sizes
 from paged.workloads.request import Request
 from paged.workloads.synthetic import Synthetic
 
-CLOCK = StepTime(0.004, token=7e-4, sequence=1e-4, key=1e-5, free_tokens=8)
+CLOCK = StepTime(
+    0.004,
+    token=7e-4,
+    sequence=1e-4,
+    key=1e-5,
+    free_tokens=8,
+    regimes=(Regime(16, 0.001, 9e-4, 2e-4),),
+)
 SMALL = Sizes(
     num_slots=9, max_num_seqs=4, max_num_batched_tokens=64, max_model_len=128, page_size=16,
     num_pages=10,

@@ -31,8 +31,8 @@ DECIDED = (
 )  # fmt: skip
 
 
-def seconds(num_tokens: int, num_seqs: int, num_keys: int) -> float:
-    return 0.004 + 0.0007 * num_tokens + 0.0001 * num_seqs + 0.00001 * num_keys
+def seconds(num_tokens: int, num_seqs: int, num_keys: int, capacity: int) -> float:
+    return 0.004 + 0.0001 * capacity + 0.0007 * num_tokens + 0.0001 * num_seqs + 0.00001 * num_keys
 
 
 def trace() -> list[Request]:

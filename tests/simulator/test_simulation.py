@@ -92,6 +92,7 @@ def test_times_of_one_request():
     assert record["ttft"] == pytest.approx(CLOCK.seconds(40, 1, 40))
     assert record["tpot"] == pytest.approx(sum(decodes) / 3)
     assert record["e2e"] == pytest.approx(CLOCK.seconds(40, 1, 40) + sum(decodes))
+    assert record["normalized_latency"] == pytest.approx(record["e2e"] / record["output_len"])
     assert record["queue_time"] == 0
     summary = results.summary()
     assert summary["seconds"] == pytest.approx(5.0 + record["e2e"])
@@ -215,7 +216,7 @@ def test_the_task_writes_a_run_folder(tmp_path, capsys):
     workload = [*crowd(10), WorkItem("a prompt", {"max_tokens": 3}), request(99, 900, 1)]
     simulate(
         recipe, workload, SamplingParams(), RunFolder(tmp_path, config="", overrides=[], seed=0),
-        Logger(), step_time="qwen3-0.6b-h200",
+        Logger(), step_time="qwen3-0.6b-h200", goodput={"ttft_ms": 2.0, "e2e_ms": None},
     )  # fmt: skip
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     requests = [json.loads(line) for line in (tmp_path / "requests.jsonl").open()]
@@ -224,6 +225,10 @@ def test_the_task_writes_a_run_folder(tmp_path, capsys):
     assert "kv.num_pages=40" in next(r["error"] for r in requests if r["request_id"] == "11")
     assert metrics["steps"] == len(steps)
     assert metrics["computed_tokens"] == sum(step["num_tokens"] for step in steps)
+    good = [one for one in requests if one["error"] is None and one["ttft"] <= 0.002]
+    assert 0 < len(good) < 11
+    assert metrics["goodput"] == pytest.approx(len(good) / metrics["seconds"])
+    assert metrics["attainment"] == pytest.approx(len(good) / 12)
     assert "refused requests: 1" in capsys.readouterr().out
 
 

@@ -9,6 +9,7 @@ run needs nobody between its steps, and a graph of many of them can be replayed.
 
     begin   = max(time of launch, end of the step before)          nanoseconds, integers
     seconds = max(1, (c0 + c1 max(0, tokens - free) + c2 sequences + c3 keys) // 10^6)
+              c0 and c1 of the graph that the step was launched in
     clock   = max(clock, begin + seconds); the next arrival's time if nothing is left to do
 
 One program, a lane a slot. Times are int64 and no float decides, so every machine computes the
@@ -29,6 +30,7 @@ from paged.kernels.control.drive_feed import feed, guess
 from paged.kernels.control.drive_hear import hear, look
 from paged.kernels.control.drive_state import (
     CAPACITY,
+    COST_WORDS,
     ENDED,
     FLIGHT_WORDS,
     FREE_PAGES,
@@ -76,7 +78,8 @@ def _drive_kernel(
     if heard >= 0:
         hear(
             events + heard % DEPTH * EVENT_WORDS, state, flights + heard % DEPTH * FLIGHT_WORDS,
-            ledger, outcomes, log + heard % LOG_STEPS * LOG_WORDS, cost, R, LANES,
+            ledger, outcomes, log + heard % LOG_STEPS * LOG_WORDS, cost, capacities,
+            R, NUM_CAPACITIES, LANES,
         )  # fmt: skip
         tl.debug_barrier()
     now = feed(
@@ -126,6 +129,7 @@ def drive(
         raise ValueError(f"the log must hold a power of two of steps, over in_flight, got {steps}")
     check_tensor("outcomes", run.outcomes, (len(run.arrivals), OUTCOME_WORDS.value), torch.int64)
     check_tensor("script", run.script, (len(run.arrivals), width), torch.int64)
+    check_tensor("cost", run.cost, (len(run.capacities), COST_WORDS.value), torch.int64)
     check_tensor("ledger", run.ledger, (LEDGER_ROWS, sizes.num_slots), torch.int32)
     lanes = triton.next_power_of_2(sizes.num_slots)
     _drive_kernel[(1,)](

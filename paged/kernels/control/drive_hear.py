@@ -21,6 +21,7 @@ from paged.kernels.control.drive_state import (
     CACHED_TOKENS,
     CAPACITY,
     CONSUMED,
+    COST_WORDS,
     DROPPED,
     DROPPED_TOKENS,
     DURATION,
@@ -54,6 +55,7 @@ from paged.kernels.control.drive_state import (
     SPLIT,
     TO_PREFILL,
     TURN,
+    UNBOUND,
     WAITS,
     WANTED_PAGES,
 )
@@ -95,8 +97,12 @@ def look(
 
 
 @triton.jit
-def _pass_time(state, flight, entry, cost):
-    """(beginning, duration, the clock after it) of a step."""
+def _pass_time(state, flight, entry, cost, capacities, NUM_CAPACITIES: tl.constexpr):
+    """(beginning, duration, the clock after it) of a step, by the graph that it was launched in."""
+    graph = tl.arange(0, 16)
+    size = tl.load(capacities + graph, mask=graph < NUM_CAPACITIES, other=UNBOUND)
+    smaller = tl.sum((size < tl.load(flight + CAPACITY)).to(tl.int32), axis=0)
+    cost += smaller * COST_WORDS
     tokens = tl.load(entry + 1) & LOW_48
     sequences, keys = tl.load(entry + 2) & LOW_48, tl.load(entry + 15) & LOW_48
     work = tl.load(cost + 1) + tl.load(cost + 2) * tl.maximum(tokens - tl.load(cost), 0)
@@ -109,14 +115,14 @@ def _pass_time(state, flight, entry, cost):
 
 @triton.jit
 def hear(
-    entry, state, flight, ledger, outcomes, row, cost,
-    R: tl.constexpr, LANES: tl.constexpr,
+    entry, state, flight, ledger, outcomes, row, cost, capacities,
+    R: tl.constexpr, NUM_CAPACITIES: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """What the host does with a step's events: its clock, its ledger, and the results."""
     # All that is known before the events is loaded first: no load can be moved over a store.
     field = tl.arange(0, 16)
     header = tl.load(entry + field, mask=field < NUM_FIELDS, other=0) & LOW_48
-    begin, duration, now = _pass_time(state, flight, entry, cost)
+    begin, duration, now = _pass_time(state, flight, entry, cost, capacities, NUM_CAPACITIES)
     num_events = (tl.load(entry) & LOW_48).to(tl.int32)
     full = (tl.load(entry + 1) & LOW_48) >= tl.load(flight + CAPACITY)
     free_pages, wanted_pages = tl.load(entry + 3) & LOW_48, tl.load(entry + 5) & LOW_48

@@ -63,6 +63,7 @@ DROPPED = tl.constexpr(len(HEADER_FIELDS) + 3)
 RECOMPUTED = tl.constexpr(len(HEADER_FIELDS) + 4)
 SPLIT = tl.constexpr(len(HEADER_FIELDS) + 5)  # slots of KV memory after it, as `memory_split` has
 LOG_WORDS = len(HEADER_FIELDS) + 11
+COST_WORDS = tl.constexpr(5)
 LOW_48 = tl.constexpr((1 << 48) - 1)
 UNBOUND = tl.constexpr(NO_LIMIT)
 
@@ -78,5 +79,5 @@ class Drive(NamedTuple):
     flights: torch.Tensor  # [depth, FLIGHT_WORDS] int64, a ring
     ledger: torch.Tensor  # [LEDGER_ROWS, R] int32
     log: torch.Tensor  # [L, LOG_WORDS] int64, a ring of steps; L is a power of two
-    cost: torch.Tensor  # [5] int64: free tokens, then fs of any step, a token, a sequence, a key
+    cost: torch.Tensor  # [C, COST_WORDS] int64: free tokens; fs of a step, token, sequence, key
     capacities: torch.Tensor  # [C] int64, ascending

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from paged.tasks.bench.report import Row, number
 from paged.tasks.bench_serve.client import Batch, Outcome
+from paged.tasks.goodput import within
 
 TIMES = ("ttft", "tpot", "itl", "e2e")
 PERCENTILES = (50, 90, 99)
@@ -19,24 +20,10 @@ BUSY = 0.8  # of a core: from here on a client process cannot be trusted
 SLOW_SECONDS = 0.01
 
 
-def objective(goodput: Mapping[str, float | None]) -> dict[str, float]:
-    """{ttft: seconds, ...} of the settings {ttft_ms: ..., ...}. Raises ValueError for others."""
-    names = [f"{name}_ms" for name in TIMES if name != "itl"]
-    for name, limit in goodput.items():
-        if name not in names:
-            raise ValueError(f"task.goodput takes {', '.join(names)}, got {name!r}")
-        if limit is not None and limit <= 0:
-            raise ValueError(f"task.goodput.{name} must be positive, got {limit}")
-    given = {name: limit for name, limit in goodput.items() if limit is not None}
-    return {name.removesuffix("_ms"): limit / 1e3 for name, limit in given.items()}
-
-
 def meets(outcome: Outcome, limits: Mapping[str, float]) -> bool:
-    """Whether a request was served within all limits. An answer of one token has no tpot."""
-    if outcome.error is not None:
-        return False
-    values = [(getattr(outcome, name), limit) for name, limit in limits.items()]
-    return all(value is None or value <= limit for value, limit in values)
+    """Whether a request was served within all limits."""
+    times = {name: getattr(outcome, name) for name in limits}
+    return outcome.error is None and within(times, limits)
 
 
 def summary(batches: Sequence[Batch], limits: Mapping[str, float]) -> dict[str, Any]:

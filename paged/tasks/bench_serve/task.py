@@ -16,10 +16,11 @@ from paged.request import SamplingParams
 from paged.tasks.bench.plots import draw
 from paged.tasks.bench.report import Report
 from paged.tasks.bench_serve.fleet import Fleet
-from paged.tasks.bench_serve.numbers import objective, rows, table
+from paged.tasks.bench_serve.numbers import rows, table
 from paged.tasks.bench_serve.plan import Arrivals, Bodies, Endpoint, Point, due_times
 from paged.tasks.bench_serve.run import Run
 from paged.tasks.bench_serve.target import Target, own_server, reach
+from paged.tasks.goodput import objective
 from paged.tasks.recipe import Recipe
 from paged.tasks.run_folder import RunFolder
 
