@@ -39,7 +39,6 @@ def _persistent_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
-    FLATTEN: tl.constexpr,
     PDL: tl.constexpr,
 ):
     if PDL:
@@ -50,8 +49,7 @@ def _persistent_linear_kernel(
     COLUMNS: tl.constexpr = BLOCK_N // 2 if GATED else BLOCK_N
     tiles_m = (num_tokens + BLOCK_M - 1) // BLOCK_M
     tiles_n = (out_features + COLUMNS - 1) // COLUMNS
-    num_tiles = tiles_m * tiles_n
-    for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), flatten=FLATTEN):
+    for tile in range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0)):
         group = tile // (GROUP_M * tiles_n)
         group_rows = min(tiles_m - group * GROUP_M, GROUP_M)
         in_group = tile - group * (GROUP_M * tiles_n)
@@ -163,7 +161,6 @@ def launch_persistent(
         BLOCK_N=block_n,
         BLOCK_K=block_k,
         GROUP_M=8,
-        FLATTEN=tiles.flatten,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         **pdl(),

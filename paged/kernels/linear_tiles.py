@@ -21,7 +21,6 @@ class Tiles(NamedTuple):
     num_warps: int
     num_stages: int
     per_processor: int = 1  # programs of a persistent grid on a multiprocessor
-    flatten: bool = False  # a persistent program loads its next tile while it stores the last
 
 
 class StreamTiles(NamedTuple):

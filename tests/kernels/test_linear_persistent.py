@@ -40,8 +40,8 @@ def programs(request, monkeypatch):
 
 @pytest.mark.parametrize(
     "tiles",
-    [SMALL, WIDE, SMALL._replace(per_processor=2), SMALL._replace(flatten=True)],
-    ids=["small", "wide", "two a processor", "flat"],
+    [SMALL, WIDE, SMALL._replace(per_processor=2)],
+    ids=["small", "wide", "two a processor"],
 )
 @pytest.mark.parametrize("num_tokens", [0, 100, 200])
 def test_equals_reference(num_tokens, tiles, programs, device):
@@ -115,25 +115,6 @@ def test_tiles_follow_the_capacity():
     assert pointer_tiles(64, 1024, 3072, torch.bfloat16, False).block_m == 64
     assert persistent_tiles(8192, 28672, 4096) == PERSISTENT_TILES[ANY, ANY, ANY]
     assert persistent_tiles(512, 6144, 1024).per_processor == 2
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("capacity", [65, 400])
-@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_loading_the_next_tile_early_changes_no_bit(capacity, out_dtype, device):
-    """Also where a program has no tile at all, or less than a whole one."""
-    for num_tokens in (0, 1, capacity - 1):
-        shape = {"capacity": capacity, "num_tokens": num_tokens, "in_features": 1096}
-        results = []
-        for tiles in (SMALL, WIDE, Tiles(128, 128, 64, 8, 3)):
-            for flatten in (False, True):
-                inputs = linear_inputs(
-                    device, torch.bfloat16, out_features=20011, out_dtype=out_dtype, **shape
-                )
-                launch(inputs, tiles._replace(flatten=flatten))
-                assert inputs["out"][num_tokens:].isnan().all()
-                results.append(inputs["out"][:num_tokens])
-        assert all(torch.equal(results[0], other) for other in results[1:])
 
 
 @pytest.mark.gpu

@@ -53,16 +53,14 @@ def candidates(capacity: int, pointers: bool) -> list[Tiles]:
         grid = itertools.product([64, 128], [64, 128, 256], [64, 128], [4, 8], [3, 4])
     else:
         least = 1 if capacity <= 1024 else 128 * 128
-        chosen = (Tiles(*values) for values in PERSISTENT if values[0] * values[1] >= least)
-        grid = (tiles._replace(flatten=flatten) for tiles in chosen for flatten in (False, True))
+        grid = (values for values in PERSISTENT if values[0] * values[1] >= least)
     return [tiles for tiles in (Tiles(*values) for values in grid) if fits(tiles)]
 
 
 def fits(tiles: Tiles) -> bool:
-    """Whether shared memory holds the pipeline, and with `flatten` the stores in 16 bits."""
+    """Whether shared memory holds the pipeline."""
     step = (tiles.block_m + tiles.block_n) * tiles.block_k * 2
-    stores = tiles.block_m * min(tiles.block_n, 128) * 2 if tiles.flatten else 0
-    return (step * tiles.num_stages + stores + 1024) * tiles.per_processor < SHARED_BYTES
+    return (step * tiles.num_stages + 1024) * tiles.per_processor < SHARED_BYTES
 
 
 def use(tiles: Tiles, pointers: bool) -> None:
