@@ -16,7 +16,6 @@ from paged.graphs import regimes
 from paged.interfaces import Eviction, KVManager, Scheduler
 from paged.kernels.control import drive_state as at
 from paged.kernels.control.columns import STEP
-from paged.kernels.control.draw_known import draw_known
 from paged.kernels.control.drive import drive
 from paged.kernels.control.ingest import ingest
 from paged.kernels.control.update import Events, update
@@ -127,8 +126,7 @@ class DeviceSimulation:
         budget = self.sizes.max_num_batched_tokens  # `drive` sets the limit within it
         self.scheduler.schedule(requests, pool, plan, capacity=budget, reserve=kv.reserve_len)
         kv.reserve(requests, plan)
-        draw_known(requests, plan)
-        update(requests, pool, plan, self.events)
+        update(requests, pool, plan, self.events, known=True)
         kv.commit(requests, plan)
         kv.release(requests, plan, self.events)
 

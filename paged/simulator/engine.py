@@ -14,7 +14,6 @@ import torch
 
 from paged.engine import Engine
 from paged.interfaces import Eviction, KVManager, Scheduler
-from paged.kernels.control.draw_known import draw_known
 from paged.kernels.control.ingest import ingest
 from paged.kernels.control.swap import swap
 from paged.kernels.control.update import update
@@ -136,8 +135,7 @@ class SimulatedSteps:
         kv.reserve(requests, plan)
         if step.pool.swaps is not None:
             swap(requests, step.pool, plan)
-        draw_known(requests, plan)
-        update(requests, step.pool, plan, step.mailbox.events)
+        update(requests, step.pool, plan, step.mailbox.events, known=True)
         kv.commit(requests, plan)
         kv.release(requests, plan, step.mailbox.events)
 

@@ -10,7 +10,6 @@ KERNELS = {
     "_update_kernel", "_publish_kernel", "_release_kernel", "_evict_kernel",
     "_beam_select_kernel", "_beam_repoint_kernel", "_grant_drafts_kernel", "_verify_drafts_kernel",
     "_compress_rows_kernel", "_mark_pages_kernel", "_drop_pages_kernel", "_drive_kernel",
-    "_draw_known_kernel",
     "_swap_kernel",
 }  # fmt: skip
 

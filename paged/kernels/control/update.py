@@ -117,8 +117,8 @@ def _update_kernel(
     sampled_logprobs, num_accepted, beam_source, ended_source, ended_token, ended_score, counts,
     published_slots, publish_arrivals, events,
     R: tl.constexpr, MAX_LEN_TOKENS: tl.constexpr, PAGE_SIZE: tl.constexpr, DEPTH: tl.constexpr,
-    EVENT_WORDS: tl.constexpr, BEAMS: tl.constexpr, DRAFTS: tl.constexpr, LANES: tl.constexpr,
-    PDL: tl.constexpr,
+    EVENT_WORDS: tl.constexpr, BEAMS: tl.constexpr, DRAFTS: tl.constexpr, KNOWN: tl.constexpr,
+    LANES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -145,7 +145,11 @@ def _update_kernel(
     step = tl.load(counters + STEP)
     running = live & (status == RUNNING)
     sampled = running & (sample >= 0)
-    token = tl.load(sampled_tokens + sample, mask=sampled, other=0)
+    if KNOWN:
+        known = token_ids + slot.to(tl.int64) * MAX_LEN_TOKENS + total
+        token = tl.load(known, mask=sampled, other=0)
+    else:
+        token = tl.load(sampled_tokens + sample, mask=sampled, other=0)
     logprob = tl.load(sampled_logprobs + sample, mask=sampled, other=0.0)
     failed = sampled & (token < 0)
     drew = sampled & (token >= 0)
@@ -208,8 +212,12 @@ def _update_kernel(
 
 
 @stage
-def update(requests, pool, plan, events: Events) -> None:
-    """Advance every row by what this step computed and drew."""
+def update(requests, pool, plan, events: Events, known: bool = False) -> None:
+    """Advance every row by what this step computed and drew.
+
+    With `known`, in a step without a model, the drawn tokens are those that `token_ids` hold in
+    advance and not `plan.sampled_tokens`; their log-probabilities mean nothing.
+    """
     sizes = requests.sizes
     depth, width = events.words.shape
     lanes = triton.next_power_of_2(sizes.num_slots)
@@ -220,5 +228,5 @@ def update(requests, pool, plan, events: Events) -> None:
         plan.counts, plan.published_slots, pool.publish_arrivals, events.words,
         R=sizes.num_slots, MAX_LEN_TOKENS=sizes.max_model_len, PAGE_SIZE=sizes.page_size,
         DEPTH=depth, EVENT_WORDS=width, BEAMS=plan.beams, DRAFTS=sizes.num_draft_tokens,
-        LANES=lanes, num_warps=8 if lanes > 256 else 4, **pdl(),
+        KNOWN=known, LANES=lanes, num_warps=8 if lanes > 256 else 4, **pdl(),
     )  # fmt: skip

@@ -68,12 +68,6 @@ class HostStages:
             known = self._known_arrays[id(tensors)] = (tensors, arrays)
         return known[1]
 
-    def draw_known(self, *_tables: Any) -> None:
-        """Each sampled row draws the token that its `token_ids` hold in advance."""
-        plan, requests = self.plan, self.requests
-        slots = plan.sample_slots[: int(plan.counts[2])]
-        plan.sampled_tokens[: len(slots)] = requests.token_ids[slots, requests.total_len[slots]]
-
     def lookup(self, *_tables: Any) -> None:
         self.waiting.lookup()
 
@@ -114,9 +108,15 @@ class HostStages:
         size = self.sizes.page_size
         swapping.swap_rows(self.requests, self.pool, self.plan, self.swaps, size)
 
-    def update(self, _requests: Any, _pool: Any, _plan: Any, events: Any) -> None:
+    def update(
+        self, _requests: Any, _pool: Any, _plan: Any, events: Any, known: bool = False
+    ) -> None:
+        plan, requests = self.plan, self.requests
+        if known:
+            slots = plan.sample_slots[: int(plan.counts[2])]
+            plan.sampled_tokens[: len(slots)] = requests.token_ids[slots, requests.total_len[slots]]
         words = self._arrays(events).words
-        rows.advance_rows(self.requests, self.pool, self.plan, words, self.sizes.page_size)
+        rows.advance_rows(requests, self.pool, plan, words, self.sizes.page_size)
 
     def publish(self, *_tables: Any) -> None:
         if self.plan.counts[3] == 0:
