@@ -39,7 +39,7 @@ def ask_weights(
 
 
 @gluon.jit
-def expect_inputs(full, ELEMENTS: gl.constexpr, is_half):
+def expect_rows(full, ELEMENTS: gl.constexpr, is_half):
     """Announce a step's inputs, 16 bits an element: its rows, or half of them."""
     if is_half:
         mbarrier.expect(full, ELEMENTS)
@@ -48,7 +48,7 @@ def expect_inputs(full, ELEMENTS: gl.constexpr, is_half):
 
 
 @gluon.jit
-def ask_inputs(desc, half_desc, units, full, step, k, is_half, STAGES: gl.constexpr):
+def ask_rows(desc, half_desc, units, full, step, k, is_half, STAGES: gl.constexpr):
     """Rows of x for one step, to their place in the ring."""
     slot = step % STAGES
     rows: gl.constexpr = desc.block_shape[0]

@@ -33,7 +33,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from paged.kernels.activation import activate
 from paged.kernels.launch import interpreted, pdl
 from paged.kernels.linear_persistent import multiprocessors
-from paged.kernels.linear_rings import ask_inputs, ask_weights, expect_inputs, next_step
+from paged.kernels.linear_rings import ask_rows, ask_weights, expect_rows, next_step
 from paged.kernels.linear_tiles import StreamTiles
 
 STREAM_ROWS = 64  # at most: what one wgmma multiplies
@@ -150,13 +150,13 @@ def _streamed_linear_kernel(
         unit_stride //= 2
     for i in gl.static_range(X_STAGES):
         if i < num_steps:
-            expect_inputs(x_full.index(i), ROWS * WIDTH, is_half)
+            expect_rows(x_full.index(i), ROWS * WIDTH, is_half)
     if PDL:
         tl.extra.cuda.gdc_wait()
     x_tile, x_k = first, 0
     for i in gl.static_range(X_STAGES):
         if i < num_steps:
-            ask_inputs(
+            ask_rows(
                 x_desc, x_half_desc, x_units, x_full, i, x_k, is_half,
                 X_STAGES,
             )  # fmt: skip
@@ -193,8 +193,8 @@ def _streamed_linear_kernel(
                 )  # fmt: skip
                 w_tile, w_k = next_step(w_tile, w_k, programs, end_k, WIDTH)
             if more_inputs:
-                expect_inputs(x_full.index(x_step % X_STAGES), ROWS * WIDTH, is_half)
-                ask_inputs(
+                expect_rows(x_full.index(x_step % X_STAGES), ROWS * WIDTH, is_half)
+                ask_rows(
                     x_desc, x_half_desc, x_units, x_full, x_step, x_k,
                     is_half, X_STAGES,
                 )  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 HALF_ONLY = {"_persistent_linear_kernel"}  # fp32 is for checks, and stays on the plain kernel
-HOPPER_ONLY = {"_prefill_attention_kernel"}
+HOPPER_ONLY = {"_prefill_attention_kernel", "_streamed_linear_kernel"}
 
 
 @pytest.mark.parametrize(
