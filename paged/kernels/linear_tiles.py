@@ -1,7 +1,7 @@
 """Which tile a linear layer runs with: one readable table for each kernel, measured on an H200.
 
-Rows are looked up in order: the first whose limits hold. `experiments/kernels/linear/tune.py`
-measures the tiles; its README has the times.
+Rows are looked up in order: the first whose limits hold. In `experiments/kernels/linear` `chain.py`
+measures the streamed tiles, in whole steps, and `tune.py` the others; its README has the times.
 """
 
 from typing import NamedTuple, TypeVar
