@@ -15,8 +15,6 @@ Grid: as many programs as stay resident, program p taking tiles p, p + P, ... Th
 that of `paged.kernels.linear`: the same bits. Gluon, NVIDIA Hopper.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -31,15 +29,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from paged.kernels.activation import activate
-from paged.kernels.launch import interpreted, pdl
+from paged.kernels.launch import pdl
 from paged.kernels.linear_persistent import multiprocessors
 from paged.kernels.linear_rings import ask_rows, ask_weights, expect_rows, next_step
 from paged.kernels.linear_tiles import StreamTiles
+from paged.kernels.warp_groups import barrier, has_warp_groups
 
 STREAM_ROWS = 64  # at most: what one wgmma multiplies
 UNIT = 64  # columns
-# of all threads; its name in Triton 3.6 and in 3.7
-barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
 
 
 @gluon.jit
@@ -205,16 +202,6 @@ def _streamed_linear_kernel(
             acc, bias_ptr, out_ptr, tile, num_tokens,
             out_features, softcap, dtype, HAS_BIAS, HAS_SOFTCAP, ACTIVATION, GATED,
         )  # fmt: skip
-
-
-@functools.cache
-def has_warp_groups() -> bool:
-    """True on Hopper, whose products this kernel issues, or with no GPU to ask."""
-    if interpreted():
-        return False
-    if not torch.cuda.is_available():
-        return True
-    return torch.version.hip is None and torch.cuda.get_device_capability()[0] == 9
 
 
 def can_stream(x: torch.Tensor, weight: torch.Tensor, capacity: int) -> bool:

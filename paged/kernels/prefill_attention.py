@@ -12,7 +12,6 @@ the groups take turns, as there, was slower: experiments/kernels/attention).
 Grid: (KV head, item). q may be strided over tokens; all else is contiguous.
 """
 
-import functools
 import math
 
 import torch
@@ -25,9 +24,10 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from paged.kernels.attention_arguments import check_arguments, check_scalars
 from paged.kernels.attention_items import ITEM_FIELDS
-from paged.kernels.launch import interpreted, pdl
+from paged.kernels.launch import pdl
 from paged.kernels.paged_attention_ref import paged_attention_inputs, paged_attention_ref
-from paged.kernels.prefill_groups import barrier, consume
+from paged.kernels.prefill_groups import consume
+from paged.kernels.warp_groups import barrier, has_warp_groups
 
 ROWS = 64  # of a group: what one wgmma multiplies
 STAGES = 2  # steps of 128 keys and values in flight
@@ -172,16 +172,6 @@ def _prefill_attention_kernel(
     )  # fmt: skip
 
 
-@functools.cache
-def _has_warp_groups() -> bool:
-    """True on Hopper, whose products this kernel issues, or with no GPU to ask."""
-    if interpreted():
-        return False
-    if not torch.cuda.is_available():
-        return True
-    return torch.version.hip is None and torch.cuda.get_device_capability()[0] == 9
-
-
 def fits_prefill_attention(q: torch.Tensor, k_cache: torch.Tensor, tokens_per_tile: int) -> bool:
     """Whether tiles without window, soft cap, ALiBi or spread splits may take this kernel."""
     _, num_heads, head_dim = q.shape
@@ -190,7 +180,7 @@ def fits_prefill_attention(q: torch.Tensor, k_cache: torch.Tensor, tokens_per_ti
         q.dtype in (torch.float16, torch.bfloat16)
         and head_dim in (64, 128)
         and triton.next_power_of_2(rows) == 2 * ROWS
-        and _has_warp_groups()
+        and has_warp_groups()
     )
 
 

@@ -12,8 +12,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-# of all threads of a group; its name in Triton 3.6 and in 3.7
-barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
+from paged.kernels.warp_groups import barrier
 
 
 @gluon.jit
